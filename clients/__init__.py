@@ -1,0 +1,1 @@
+"""Flower clients: thin site-side shells around fedface."""

@@ -1,0 +1,1 @@
+"""Federated face recognition in plain torch and numpy."""

@@ -1,0 +1,1 @@
+"""Attacks on federated face recognition, to measure defences with."""

@@ -1,0 +1,86 @@
+"""Frozen, typed configuration read from YAML; errors name file, field, need and finding."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
+
+
+class ConfigError(ValueError):
+    """A configuration file does not describe a valid run."""
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses a key that stands twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key!r} stands twice", problem_mark=node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the mapping in the YAML file ``path``.
+
+    Raises:
+        ConfigError: If the file is missing, is no YAML, repeats a key or holds no mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: needed a readable file, found: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: needed UTF-8 text, found other bytes") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: needed YAML, found: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: needed a mapping of fields, found {type(content).__name__}")
+    return content
+
+
+def parse_config(content: Mapping[str, Any], schema: type[ConfigT], source: str) -> ConfigT:
+    """Returns ``content`` as a validated ``schema``; ``source`` stands first in each error line.
+
+    Raises:
+        ConfigError: One line per problem: source, field, what was needed and what was found.
+    """
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        problems = (
+            f"{source}: {'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}, "
+            f"found {_shortened(e['input'])}"
+            for e in error.errors()
+        )
+        raise ConfigError("\n".join(problems)) from None
+
+
+def load_config(path: Path, schema: type[ConfigT]) -> ConfigT:
+    """Reads ``path`` and returns it as a validated ``schema``.
+
+    Raises:
+        ConfigError: One line per problem, each naming the file, the field and the value found.
+    """
+    return parse_config(read_yaml(path), schema, str(path))
+
+
+def _shortened(value: object, limit: int = 120) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

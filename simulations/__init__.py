@@ -1,0 +1,1 @@
+"""Whole runs: configuration, engines, recording, comparison."""
