@@ -1,5 +1,7 @@
 """Frozen, typed configuration read from YAML; errors name file, field, need and finding."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +29,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML's safe loader, which also refuses a key that stands twice in one mapping."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
@@ -39,11 +41,15 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """Returns the mapping in the YAML file ``path``.
 
+    ``${NAME}`` in a text stands for the environment variable NAME, ``${NAME:-text}`` for it or
+    else for the text.
+
     Raises:
-        ConfigError: If the file is missing, is no YAML, repeats a key or holds no mapping.
+        ConfigError: If the file is missing, is no YAML, repeats a key, holds no mapping or names a
+            variable that is not set.
     """
     try:
-        content = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        content = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
     except OSError as error:
         raise ConfigError(f"{path}: needed a readable file, found: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -52,7 +58,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: needed YAML, found: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: needed a mapping of fields, found {type(content).__name__}")
-    return content
+    return {str(key): _expanded(value, f"{path}: {key}") for key, value in content.items()}
 
 
 def parse_config(content: Mapping[str, Any], schema: type[ConfigT], source: str) -> ConfigT:
@@ -79,6 +85,27 @@ def load_config(path: Path, schema: type[ConfigT]) -> ConfigT:
         ConfigError: One line per problem, each naming the file, the field and the value found.
     """
     return parse_config(read_yaml(path), schema, str(path))
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def _expanded(value: Any, where: str) -> Any:
+    """``value`` with the environment variables in its texts replaced."""
+    if isinstance(value, dict):
+        return {key: _expanded(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, where) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replacement(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1]) or match[2]
+        if found is None:
+            raise ConfigError(f"{where}: needed the environment variable {match[1]}, found none")
+        return found
+
+    return _VARIABLE.sub(replacement, value)
 
 
 def _shortened(value: object, limit: int = 120) -> str:

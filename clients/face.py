@@ -1,0 +1,146 @@
+"""A site that trains the shared backbone on its own people; its head never leaves it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clients.state import SiteState
+from fedface import parameters
+from fedface.data.tensors import to_float
+from fedface.heads import AnyHead
+from fedface.parameters import Layout
+from fedface.random import stream
+from fedface.training.local import ExtraLoss, LocalTraining, Poison, train_locally
+
+Craft = Callable[[Tensor], Tensor]
+"""``(dim,) update -> (dim,) update``: what a malicious client does before it replies."""
+
+
+@dataclass(frozen=True)
+class FaceClient:
+    """One site: its people's images, the shared backbone and how it trains.
+
+    Attributes:
+        client: The site's partition id.
+        images: ``(n, h, w, 3)`` uint8 of the site's own people.
+        labels: ``(n,)`` int64 in ``0..n_identities - 1``, the rows of the private head.
+        n_identities: People of this site.
+        backbone: Shared architecture; its weights are overwritten each round.
+        head: Settings of the private margin head.
+        embedding_size: d of the backbone.
+        training: Epochs, batch size, optimiser.
+        n_rounds: Rounds of the whole run, for the learning rate's course.
+        seed: The run's seed.
+        state: Where the head is kept between rounds.
+        device: Where to train.
+    """
+
+    client: int
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    n_identities: int
+    backbone: nn.Module
+    head: AnyHead
+    embedding_size: int
+    training: LocalTraining
+    n_rounds: int
+    seed: int
+    state: SiteState
+    device: torch.device
+
+    def train(
+        self,
+        message: Message,
+        context: Context,
+        poison: Poison | None = None,
+        extra_loss: ExtraLoss | None = None,
+        craft: Craft | None = None,
+    ) -> Message:
+        """Trains from the global weights; replies with the update, buffers and counts."""
+        server_round = round_of(message)
+        self.receive(message)
+        head = self._head(context, server_round)
+        layout = Layout.of(self.backbone)
+        start = layout.flatten(parameters.trainable(self.backbone))
+        result = train_locally(
+            self.backbone,
+            head,
+            self.images,
+            self.labels,
+            self.training,
+            stream(self.seed, "local training", server_round, self.client),
+            server_round,
+            self.n_rounds,
+            poison,
+            extra_loss,
+        )
+        self.state.save(context, server_round, parameters.trainable(head))
+        update = layout.flatten(parameters.trainable(self.backbone)) - start
+        if craft is not None:
+            update = craft(update)
+        metrics = {
+            "num-examples": result.n_examples,
+            "num-steps": result.n_steps,
+            "loss": result.loss,
+        }
+        return reply_with(
+            message,
+            arrays=to_record(layout.unflatten(update)),
+            buffers=to_record(parameters.buffers(self.backbone)),
+            metrics=MetricRecord(metrics),
+        )
+
+    def evaluate(self, message: Message, context: Context) -> Message:
+        """Replies with the global model's loss and accuracy under this site's private head."""
+        self.receive(message)
+        head = self._head(context, round_of(message) + 1).eval()
+        self.backbone.eval()
+        loss = correct = 0.0
+        with torch.inference_mode():
+            for index in torch.arange(len(self.images)).split(256):
+                images = to_float(self.images[index.numpy()]).to(self.device)
+                labels = torch.from_numpy(self.labels[index.numpy()]).to(self.device)
+                logits = head(self.backbone(images), labels)
+                loss += functional.cross_entropy(logits, labels, reduction="sum").item()
+                correct += (logits.argmax(dim=1) == labels).sum().item()
+        n = len(self.images)
+        metrics = MetricRecord({"num-examples": n, "loss": loss / n, "accuracy": correct / n})
+        return reply_with(message, metrics=metrics)
+
+    def receive(self, message: Message) -> None:
+        """Loads the global weights and buffers of ``message`` into the backbone."""
+        tensors = {
+            name: torch.from_numpy(np.array(array.numpy()))
+            for record in ("arrays", "buffers")
+            for name, array in message.content.array_records.get(record, ArrayRecord()).items()
+        }
+        parameters.load(self.backbone, tensors)
+
+    def _head(self, context: Context, server_round: int) -> nn.Module:
+        """The private head as it was before ``server_round``, on the training device."""
+        rng = stream(self.seed, "head", self.client)
+        head = self.head.build(self.embedding_size, self.n_identities, rng)
+        if (kept := self.state.load(context, server_round)) is not None:
+            parameters.load(head, kept)
+        return head.to(self.device)
+
+
+def round_of(message: Message) -> int:
+    """Returns the round that ``message`` belongs to."""
+    return int(str(message.content.config_records["config"]["server-round"]))
+
+
+def to_record(tensors: dict[str, Tensor]) -> ArrayRecord:
+    """Returns named tensors as an ArrayRecord."""
+    return ArrayRecord({name: Array(value.numpy()) for name, value in tensors.items()})
+
+
+def reply_with(message: Message, **records: ArrayRecord | MetricRecord) -> Message:
+    """Returns a reply to ``message`` that holds ``records``."""
+    return Message(RecordDict(dict(records)), reply_to=message)

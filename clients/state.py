@@ -1,0 +1,71 @@
+"""A site's private memory: its head stays in Flower's ``Context.state`` and on the site's disk.
+
+Class centres are face templates, so the head never enters a reply. Flower forgets a simulated
+client's context when the process ends; the copy on disk lets a site rejoin a resumed run in the
+very state it had. The two latest rounds are kept, because the server may resume from the round
+before the one that the site has already finished.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_HEAD, _META = "private-head", "private-head-meta"
+_FILE = re.compile(r"head-round-(\d{6})\.safetensors")
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """The head of one client, kept between its rounds.
+
+    Attributes:
+        folder: The site's own folder, or None to keep the head in the context alone.
+    """
+
+    folder: Path | None
+
+    def load(self, context: Context, server_round: int) -> dict[str, Tensor] | None:
+        """Returns the head that this site had before ``server_round``, or None at its start."""
+        meta = context.state.get(_META)
+        head = context.state.get(_HEAD)
+        if (
+            isinstance(meta, ConfigRecord)
+            and isinstance(head, ArrayRecord)
+            and int(str(meta["round"])) < server_round
+        ):
+            return {name: torch.from_numpy(np.array(a.numpy())) for name, a in head.items()}
+        earlier = [r for r in self._rounds() if r < server_round]
+        return load_file(self._path(max(earlier))) if earlier else None
+
+    def save(self, context: Context, server_round: int, head: Mapping[str, Tensor]) -> None:
+        """Keeps the head that this site has after ``server_round``."""
+        context.state[_HEAD] = ArrayRecord({k: Array(v.cpu().numpy()) for k, v in head.items()})
+        context.state[_META] = ConfigRecord({"round": server_round})
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(server_round)
+        partial = path.with_suffix(f".partial-{os.getpid()}")
+        save_file({k: v.cpu().contiguous() for k, v in head.items()}, partial)
+        os.replace(partial, path)
+        for outdated in [r for r in self._rounds() if r > server_round]:
+            self._path(outdated).unlink(missing_ok=True)
+        for outdated in sorted(self._rounds())[:-2]:
+            self._path(outdated).unlink(missing_ok=True)
+
+    def _rounds(self) -> list[int]:
+        if self.folder is None or not self.folder.is_dir():
+            return []
+        names = (_FILE.fullmatch(path.name) for path in self.folder.iterdir())
+        return [int(name[1]) for name in names if name]
+
+    def _path(self, server_round: int) -> Path:
+        return (self.folder or Path()) / f"head-round-{server_round:06d}.safetensors"

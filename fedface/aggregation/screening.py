@@ -1,0 +1,127 @@
+"""Screening of one client's reply: what is malformed is refused by name, never repaired.
+
+Stock federated averaging dies of a wrong shape, turns NaN with one NaN client and lets a client
+that claims a billion images rule; each is refused here before any aggregator sees it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import PositiveInt
+from torch import Tensor
+
+from fedface.config import Config
+from fedface.parameters import Layout
+
+
+class InvalidReply(ValueError):
+    """A client's reply cannot be used; the message says what was needed and what was found."""
+
+
+class ReplyLimits(Config):
+    """What a client may claim; anything beyond is absurd and drops the reply."""
+
+    max_examples: PositiveInt = 10_000_000
+    max_steps: PositiveInt = 1_000_000
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """One client's valid reply.
+
+    Attributes:
+        client: The client's partition id.
+        delta: ``(dim,)`` float32, local weights minus global weights.
+        buffers: Batch statistics and counters by name; they travel apart from the weights.
+        n_examples: Training images claimed.
+        n_steps: Optimiser steps claimed.
+        loss: Mean local training loss.
+    """
+
+    client: int
+    delta: Tensor
+    buffers: dict[str, Tensor]
+    n_examples: int
+    n_steps: int
+    loss: float
+
+
+def screen(
+    client: int,
+    arrays: Mapping[str, NDArray[np.generic]],
+    buffers: Mapping[str, NDArray[np.generic]],
+    metrics: Mapping[str, object],
+    layout: Layout,
+    expected_buffers: Mapping[str, Tensor],
+    limits: ReplyLimits,
+) -> ClientUpdate:
+    """Returns the reply as a ClientUpdate.
+
+    Args:
+        client: The client's partition id.
+        arrays: Parameter name -> update of that parameter.
+        buffers: Buffer name -> local value.
+        metrics: Must hold ``num-examples``, ``num-steps`` and ``loss``.
+        layout: The names and shapes that ``arrays`` must have.
+        expected_buffers: The global model's buffers: names, shapes and dtypes.
+        limits: The largest counts that are believed.
+
+    Raises:
+        InvalidReply: For missing or extra keys, wrong shapes or dtypes, values that are not
+            finite, and counts that are no integers in 1..limit.
+    """
+    _require_names("arrays", set(arrays), {slot.name for slot in layout.slots})
+    _require_names("buffers", set(buffers), set(expected_buffers))
+    deltas = {
+        slot.name: _tensor(f"arrays[{slot.name}]", arrays[slot.name], slot.shape, torch.float32)
+        for slot in layout.slots
+    }
+    return ClientUpdate(
+        client=client,
+        delta=layout.flatten(deltas),
+        buffers={
+            name: _tensor(f"buffers[{name}]", buffers[name], tuple(like.shape), like.dtype)
+            for name, like in expected_buffers.items()
+        },
+        n_examples=_count(metrics, "num-examples", limits.max_examples),
+        n_steps=_count(metrics, "num-steps", limits.max_steps),
+        loss=_finite(metrics, "loss"),
+    )
+
+
+def _require_names(field: str, found: set[str], needed: set[str]) -> None:
+    if missing := sorted(needed - found):
+        raise InvalidReply(f"{field} lacks {', '.join(missing[:3])} ({len(missing)} missing)")
+    if extra := sorted(found - needed):
+        raise InvalidReply(f"{field} has unknown {', '.join(extra[:3])} ({len(extra)} extra)")
+
+
+def _tensor(
+    field: str, array: NDArray[np.generic], shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    needed = torch.empty(0, dtype=dtype).numpy().dtype
+    if array.dtype != needed:
+        raise InvalidReply(f"{field} needs dtype {needed}, got {array.dtype}")
+    if array.shape != shape:
+        raise InvalidReply(f"{field} needs shape {shape}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise InvalidReply(f"{field} needs finite values, got NaN or infinity")
+    return torch.from_numpy(np.array(array))
+
+
+def _count(metrics: Mapping[str, object], name: str, limit: int) -> int:
+    value = metrics.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+        raise InvalidReply(f"metrics[{name}] needs an integer in 1..{limit}, got {value!r}")
+    return value
+
+
+def _finite(metrics: Mapping[str, object], name: str) -> float:
+    value = metrics.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise InvalidReply(f"metrics[{name}] needs a finite number, got {value!r}")
+    return float(value)

@@ -1,0 +1,63 @@
+"""Robust statistics over clients: median, MAD score, Theil-Sen slope."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAD_TO_SIGMA = 1.4826
+"""The standard deviation of a Gaussian over its median absolute deviation: 1 / 0.67449."""
+
+
+def coordinate_median(values: Tensor) -> Tensor:
+    """Returns the median over the first axis, the mean of the middle two for an even count.
+
+    (``torch.median`` takes the lower of the two, which is no longer odd under a change of sign,
+    and is ten times slower along this axis than numpy's vectorised sort.)
+
+    Args:
+        values: ``(n, ...)`` with n >= 1.
+
+    Returns:
+        ``(...)`` of the same type.
+    """
+    ordered = np.sort(values.numpy(), axis=0)
+    n = len(ordered)
+    low, high = ordered[(n - 1) // 2], ordered[n // 2]
+    return torch.from_numpy(np.asarray(low + (high - low) / 2))
+
+
+def robust_z(values: Tensor, floor: float) -> Tensor:
+    """Returns how many robust standard deviations each value lies above the median.
+
+    Args:
+        values: ``(n,)`` float64, one per client.
+        floor: The least standard deviation to believe in, in the unit of ``values``: with few
+            clients the MAD is often tiny or zero by chance, and any honest client an outlier.
+
+    Returns:
+        ``(n,)``: (value - median) / max(1.4826 MAD, floor); finite.
+
+    Raises:
+        ValueError: If ``floor`` is not positive.
+    """
+    if not floor > 0:
+        raise ValueError(f"robust_z needs floor > 0, got {floor}")
+    deviations = values - coordinate_median(values)
+    spread = MAD_TO_SIGMA * float(coordinate_median(deviations.abs()))
+    return deviations / max(spread, floor)
+
+
+def theil_sen_slope(x: Tensor, y: Tensor) -> float:
+    """Returns the median slope over all pairs of points (Theil 1950, Sen 1968).
+
+    Holds while fewer than 29 % of the points are arbitrary. Pairs of equal x have no slope and
+    are left out; zero if no pair is left.
+
+    Args:
+        x: ``(n,)`` float64.
+        y: ``(n,)`` float64.
+    """
+    first, second = torch.triu_indices(len(x), len(x), offset=1)
+    run, rise = x[second] - x[first], y[second] - y[first]
+    usable = run != 0
+    return float(coordinate_median(rise[usable] / run[usable])) if bool(usable.any()) else 0.0

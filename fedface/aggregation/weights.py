@@ -1,0 +1,73 @@
+"""How much each surviving client weighs in the server's average, and that average.
+
+A client's example count is its own claim. Taken at its word, one site that claims ten million
+images *is* the global model. A cap of ``max_weight_ratio`` (c) times the cohort's median count
+bounds that: at least half of the clients count as many examples as the median, so whatever one
+client claims, its weight is at most c / (c + ceil(n / 2) - 1) of a cohort of n in which nobody is
+pruned. (With c = 4 and n = 20: 0.31 at the very worst, 0.17 where the others are equal.)
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedface.aggregation.distances import BLOCK
+from fedface.aggregation.univariate import coordinate_median
+
+Weighting = Literal["examples", "uniform"]
+"""Whether a client weighs as many examples as it claims, or as much as any other."""
+
+
+def client_weights(
+    n_examples: Tensor,
+    survivors: Tensor,
+    weighting: Weighting = "examples",
+    max_weight_ratio: float | None = None,
+) -> Tensor:
+    """Returns each client's share of the average; the pruned get exactly zero.
+
+    Args:
+        n_examples: ``(n_clients,)`` claimed example counts, none negative.
+        survivors: ``(n_clients,)`` bool, True for the clients that are averaged.
+        weighting: By claimed examples, or the same for every survivor.
+        max_weight_ratio: Counts above this many times the median count (over all clients, the
+            pruned included: they cannot choose the median while they are a minority) are lowered
+            to it; None takes every claim at its word.
+
+    Returns:
+        ``(n_clients,)`` float64 that sums to one. Where no survivor has an example left, the
+        survivors weigh the same.
+
+    Raises:
+        ValueError: If nobody survives or a count is negative.
+    """
+    if not bool(survivors.any()):
+        raise ValueError(f"weights need at least one survivor, got 0 of {len(survivors)}")
+    if bool((n_examples < 0).any()):
+        raise ValueError(f"weights need n_examples >= 0, got {n_examples.tolist()}")
+    uniform = survivors.double()
+    counts = n_examples.double()
+    if max_weight_ratio is not None:
+        counts = counts.clamp_max(max_weight_ratio * float(coordinate_median(counts)))
+    counts = counts * uniform
+    if weighting == "uniform" or float(counts.sum()) == 0:
+        counts = uniform
+    return counts / counts.sum()
+
+
+def weighted_sum(updates: Tensor, trust: Tensor) -> Tensor:
+    """Returns the sum of the rows of ``updates`` times ``trust``, accumulated in float64.
+
+    Rows of zero trust are left out, not multiplied: whatever they hold, it cannot arrive.
+
+    Args:
+        updates: ``(n_clients, dim)`` client updates.
+        trust: ``(n_clients,)`` float64 weights.
+
+    Returns:
+        ``(dim,)`` float32.
+    """
+    used = trust.nonzero().squeeze(1)
+    pieces = [trust[used] @ c[used].double() for c in torch.split(updates, BLOCK, dim=1)]
+    return torch.cat(pieces).float()

@@ -1,0 +1,1 @@
+"""Metrics of face recognition: scores in, numbers with their uncertainty out."""

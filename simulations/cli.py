@@ -1,0 +1,89 @@
+"""The command line: ``fedface run CONFIG``, ``fedface check CONFIG``, ``fedface table FOLDER``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Federated face recognition that survives poisoned sites.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML file that describes the whole run.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue from the last checkpoint; skip complete runs.")
+]
+Replace = Annotated[bool, typer.Option("--replace", help="Delete an earlier run of this name.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", help="Folder for run folders (default: the config's).")
+]
+
+
+@app.command("run")
+def run_command(
+    config: ConfigPath, resume: Resume = False, replace: Replace = False, output: Output = None
+) -> None:
+    """Run a configuration, with all its variants and seeds, and print the result table."""
+    if resume and replace:
+        _fail("--resume and --replace exclude each other", code=2)
+    from fedface.config import ConfigError
+    from fedface.report.run_folder import RunFolderError
+    from simulations.run import run
+    from simulations.schema import load_run
+    from simulations.server import RunFailed
+    from strategies.cohorts import TooFewClients
+
+    try:
+        run(load_run(config, output), Console(), resume, replace)
+    except (ConfigError, RunFolderError) as error:
+        _fail(str(error), code=2)
+    except (RunFailed, TooFewClients, ValueError, OSError) as error:
+        _fail(f"run failed: {error}", code=1)
+    except KeyboardInterrupt:
+        _fail("stopped; continue with --resume", code=130)
+
+
+@app.command("check")
+def check_command(config: ConfigPath) -> None:
+    """Check a configuration file, all variants included, without running it."""
+    from fedface.config import ConfigError
+    from simulations.schema import load_run, variants
+
+    try:
+        runs = variants(load_run(config), str(config))
+    except ConfigError as error:
+        _fail(str(error), code=2)
+    typer.echo(f"{config}: valid, {len(runs)} run{'s' if len(runs) > 1 else ''}")
+
+
+@app.command("table")
+def table_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run or of a comparison.")],
+) -> None:
+    """Print the result table of finished runs as Markdown."""
+    from fedface.report.run_folder import RunFolder
+    from fedface.report.tables import comparison_table
+
+    results: dict[str, list[dict[str, object]]] = {}
+    for path in sorted(folder.rglob("result.json")):
+        result = RunFolder(path.parent).result()
+        variant = path.parent.relative_to(folder).parts[0] if path.parent != folder else folder.name
+        results.setdefault(variant, []).append(result or {})
+    if not results:
+        _fail(f"{folder}: needed finished runs, found no result.json", code=2)
+    typer.echo(comparison_table(results).markdown(), nl=False)
+
+
+def run_main() -> None:
+    """The entry of ``python simulations/run.py``: the run command alone."""
+    typer.run(run_command)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,176 @@
+"""The server's loop: rounds, evaluation, records and checkpoints; it can start in the middle."""
+
+from dataclasses import asdict
+from time import monotonic
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord
+from flwr.serverapp import Grid
+from torch import Tensor, nn
+
+from fedface import parameters
+from fedface.parameters import Layout
+from fedface.report.run_folder import Checkpoint, RunFolder
+from simulations.build import RunData, build_backbone, malicious_clients
+from simulations.display import Display
+from simulations.evaluation import Reference, evaluate_global
+from simulations.schema import RunConfig
+from simulations.scalars import TensorBoard
+from strategies.cohorts import exchange
+from strategies.records import to_record
+from strategies.robust import RobustStrategy, RoundRecord
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on; its folder keeps the last good round."""
+
+
+class Server:
+    """One run's server side: the global model, the strategy and what is written down."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: RunData,
+        folder: RunFolder,
+        display: Display,
+        device: torch.device,
+    ) -> None:
+        """Builds the first global model, or takes up the last checkpoint of ``folder``.
+
+        Raises:
+            ValueError: If the checkpoint does not fit the model or the backbone the images.
+        """
+        self.config = config
+        self.data = data
+        self.folder = folder
+        self.display = display
+        self.device = device
+        self.malicious = malicious_clients(config)
+        self.reference = Reference.of(config)
+        self.backbone: nn.Module = build_backbone(config, data.train.images.shape[1]).to(device)
+        self.layout = Layout.of(self.backbone)
+        federation = config.federation
+        self.strategy = RobustStrategy(
+            config.aggregator,
+            self.layout,
+            parameters.buffers(self.backbone),
+            seed=config.seed,
+            n_clients=federation.n_clients,
+            n_sampled=federation.clients_per_round,
+            min_valid_replies=federation.min_valid_replies,
+            limits=federation.limits,
+            timeout=federation.timeout,
+        )
+        self.weights: dict[str, Tensor] = parameters.trainable(self.backbone)
+        self.completed = 0
+        checkpoint = folder.latest()
+        folder.forget_after(checkpoint.server_round if checkpoint else 0)
+        if checkpoint is not None:
+            self._take_up(checkpoint)
+
+    def __call__(self, grid: Grid) -> None:
+        """Runs the rounds that are left.
+
+        Raises:
+            RunFailed: If too many rounds in a row had too few valid replies.
+        """
+        config, failed = self.config, 0
+        with TensorBoard(self.folder.path / "tensorboard", self.completed) as board:
+            for server_round in range(self.completed + 1, config.federation.n_rounds + 1):
+                started = monotonic()
+                self.display.round_starts(server_round)
+                self.weights, record = self.strategy.train_round(
+                    server_round, self.weights, grid, self.display.reply
+                )
+                event = self._round_event(record, monotonic() - started)
+                if config.evaluation.local:
+                    event["local"] = self._evaluate_locally(server_round, grid)
+                self.folder.append(event)
+                evaluation = self._evaluate(server_round)
+                board.add(event, evaluation)
+                self.folder.save(self._checkpoint(server_round))
+                self.display.round_ends(event, evaluation)
+                failed = failed + 1 if record.kept_global else 0
+                if failed >= config.federation.max_failed_rounds:
+                    raise RunFailed(
+                        f"{failed} rounds in a row kept the global model, the last because: "
+                        f"{record.kept_global}; replies dropped: {_some(record.rejected)}"
+                    )
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
+        """Continues from ``checkpoint``."""
+        needed = set(self.weights) | set(self.strategy.buffers)
+        if set(checkpoint.model) != needed:
+            raise ValueError(
+                f"{self.folder.path}: the checkpoint needs the tensors of the configured backbone, "
+                f"differing: {sorted(set(checkpoint.model) ^ needed)[:3]}"
+            )
+        self.weights = {name: checkpoint.model[name] for name in self.weights}
+        self.strategy.buffers = {name: checkpoint.model[name] for name in self.strategy.buffers}
+        self.strategy.state = checkpoint.state
+        self.completed = checkpoint.server_round
+
+    def _checkpoint(self, server_round: int) -> Checkpoint:
+        model = {**self.weights, **self.strategy.buffers}
+        return Checkpoint(server_round, model, self.strategy.state)
+
+    def _evaluate(self, server_round: int) -> dict[str, Any] | None:
+        """Measures the global model when it is due; a model that cannot be measured is a fact."""
+        last = server_round == self.config.federation.n_rounds
+        if not last and server_round % self.config.evaluation.every:
+            return None
+        parameters.load(self.backbone, {**self.weights, **self.strategy.buffers})
+        event: dict[str, Any] = {"event": "evaluation", "round": server_round}
+        try:
+            event |= evaluate_global(
+                self.config, self.data, self.backbone, self.device, server_round, self.reference
+            )
+        except ValueError as error:
+            event["failed"] = str(error)
+        self.folder.append(event)
+        return event
+
+    def _evaluate_locally(self, server_round: int, grid: Grid) -> dict[str, float] | None:
+        """Asks this round's sites for the global model's loss and accuracy."""
+        messages = self.strategy.configure_evaluate(
+            server_round, to_record(self.weights), ConfigRecord(), grid
+        )
+        clients = [client.client for client in (self.strategy.last_round or _NOBODY).clients]
+        by_client = dict(zip(clients, messages, strict=False))
+        replies = exchange(grid, by_client, self.config.federation.timeout)
+        metrics = self.strategy.aggregate_evaluate(server_round, replies.values())
+        return None if metrics is None else {k: float(str(v)) for k, v in metrics.items()}
+
+    def _round_event(self, record: RoundRecord, seconds: float) -> dict[str, Any]:
+        """The facts of a round, with who was malicious (known to the simulation alone)."""
+        return {
+            "event": "round",
+            "round": record.server_round,
+            "seconds": round(seconds, 3),
+            "loss": record.loss,
+            "clients": [
+                {**asdict(c), "pruned": c.trust == 0, "malicious": c.client in self.malicious}
+                for c in record.clients
+            ],
+            "attack": self._attacked(record.server_round),
+            "pruned": list(record.pruned),
+            "rejected": {str(client): why for client, why in record.rejected.items()},
+            "kept_global": record.kept_global,
+        }
+
+
+    def _attacked(self, server_round: int) -> bool:
+        """Whether the malicious clients attacked in this round."""
+        attack = self.config.attack
+        return attack is not None and attack.active(server_round, self.config.federation.n_rounds)
+
+
+_NOBODY = RoundRecord(0)
+
+
+def _some(rejected: dict[int, str], limit: int = 3) -> str:
+    shown = [f"client {client}: {why}" for client, why in list(rejected.items())[:limit]]
+    more = len(rejected) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "") or "none"

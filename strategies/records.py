@@ -1,0 +1,97 @@
+"""Translates between Flower records and the tensors of fedface."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Message
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedface.aggregation.cohort import Cohort
+from fedface.aggregation.screening import ClientUpdate, InvalidReply, ReplyLimits, screen
+from fedface.parameters import Layout
+
+ARRAYS, BUFFERS, METRICS, CONFIG = "arrays", "buffers", "metrics", "config"
+_NPY_HEADER_BYTES = 4096
+
+
+def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Returns named tensors as an ArrayRecord (``.npy`` bytes, no pickle)."""
+    return ArrayRecord({name: Array(value.detach().cpu().numpy()) for name, value in tensors.items()})
+
+
+def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    """Returns a trusted ArrayRecord as named tensors."""
+    return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
+
+
+def _to_arrays(
+    field: str, record: object, expected_bytes: Mapping[str, int]
+) -> dict[str, NDArray[np.generic]]:
+    """Decodes an untrusted ArrayRecord; refuses what is larger than its name allows."""
+    if not isinstance(record, ArrayRecord):
+        raise InvalidReply(f"reply needs an ArrayRecord {field!r}, got {type(record).__name__}")
+    decoded = {}
+    for name, array in record.items():
+        limit = expected_bytes.get(name)
+        if limit is not None and len(array.data) > limit + _NPY_HEADER_BYTES:
+            raise InvalidReply(f"{field}[{name}] needs {limit} bytes, got {len(array.data)}")
+        try:
+            decoded[name] = array.numpy() if limit is not None else np.empty(0)
+        except (ValueError, TypeError, EOFError, OSError, MemoryError) as error:
+            raise InvalidReply(f"{field}[{name}] is no readable array: {error}") from None
+    return decoded
+
+
+def to_update(
+    client: int,
+    reply: Message,
+    layout: Layout,
+    buffers: Mapping[str, Tensor],
+    limits: ReplyLimits,
+) -> ClientUpdate:
+    """Returns a reply's content as a screened ClientUpdate.
+
+    Raises:
+        InvalidReply: If the client failed or its reply is malformed.
+    """
+    if reply.has_error():
+        raise InvalidReply(f"client failed: {' '.join(str(reply.error.reason).split())[:300]}")
+    content = reply.content
+    metrics = content.get(METRICS)
+    if not isinstance(metrics, Mapping):
+        raise InvalidReply(f"reply needs a MetricRecord, got {type(metrics).__name__}")
+    if unknown := set(content) - {ARRAYS, BUFFERS, METRICS}:
+        raise InvalidReply(f"reply has unknown records {sorted(unknown)[:3]}")
+    return screen(
+        client,
+        _to_arrays(
+            ARRAYS, content.get(ARRAYS), {s.name: 4 * (s.stop - s.start) for s in layout.slots}
+        ),
+        _to_arrays(
+            BUFFERS,
+            content.get(BUFFERS, ArrayRecord()),
+            {name: b.numel() * b.element_size() for name, b in buffers.items()},
+        ),
+        metrics,
+        layout,
+        buffers,
+        limits,
+    )
+
+
+def to_cohort(
+    updates: Sequence[ClientUpdate], layout: Layout, server_round: int, seed: int
+) -> Cohort:
+    """Stacks screened updates, in ascending order of client id."""
+    ordered = sorted(updates, key=lambda update: update.client)
+    return Cohort(
+        updates=torch.stack([update.delta for update in ordered]),
+        layout=layout,
+        n_examples=torch.tensor([update.n_examples for update in ordered]),
+        n_steps=torch.tensor([update.n_steps for update in ordered]),
+        client_ids=tuple(update.client for update in ordered),
+        server_round=server_round,
+        seed=seed,
+    )

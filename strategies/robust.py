@@ -1,0 +1,265 @@
+"""A Flower strategy whose server step is any fedface aggregator."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
+from fedface.aggregation.screening import ClientUpdate, InvalidReply, ReplyLimits
+from fedface.parameters import Layout
+from strategies.cohorts import exchange, roll_call, sample_cohort
+from strategies.records import ARRAYS, BUFFERS, CONFIG, METRICS, to_cohort, to_record, to_update
+
+
+@dataclass(frozen=True)
+class ClientRecord:
+    """What one client did in one round, and what was made of it."""
+
+    client: int
+    n_examples: int
+    n_steps: int
+    loss: float
+    norm: float
+    trust: float
+    score: float | None
+    layer_scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What happened in one round.
+
+    Attributes:
+        server_round: The round, from 1.
+        clients: One record for each valid reply, ascending by client.
+        rejected: Client id -> why its reply was dropped.
+        kept_global: Why the global model was kept as it was, or None if it was updated.
+    """
+
+    server_round: int
+    clients: tuple[ClientRecord, ...] = ()
+    rejected: dict[int, str] = field(default_factory=dict)
+    kept_global: str | None = None
+
+    @property
+    def pruned(self) -> tuple[int, ...]:
+        """The clients whose valid update got no weight at all."""
+        return tuple(c.client for c in self.clients if c.trust == 0)
+
+    @property
+    def loss(self) -> float | None:
+        """The clients' mean training loss, weighted by images."""
+        n_examples = sum(c.n_examples for c in self.clients)
+        return sum(c.loss * c.n_examples for c in self.clients) / n_examples if n_examples else None
+
+
+class RobustStrategy(Strategy):
+    """Samples cohorts by partition id, screens replies and applies one aggregator.
+
+    The global model is ``weights`` (trainable parameters) and ``buffers`` (batch statistics,
+    averaged apart over the trusted clients; integer counters take the largest value).
+    """
+
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        layout: Layout,
+        buffers: Mapping[str, Tensor],
+        *,
+        seed: int,
+        n_clients: int,
+        n_sampled: int | None = None,
+        min_valid_replies: int = 2,
+        limits: ReplyLimits | None = None,
+        timeout: float = 3600.0,
+    ) -> None:
+        """Keeps the run's settings; nothing is sent before the first round.
+
+        Args:
+            aggregator: The server step.
+            layout: Names and shapes of the trainable parameters.
+            buffers: The global model's first buffers, by name.
+            seed: The run's seed.
+            n_clients: Clients in the federation, ids ``0..n_clients - 1``.
+            n_sampled: Clients asked each round, None for all.
+            min_valid_replies: Below this many valid replies the global model is kept.
+            limits: What a client may claim.
+            timeout: Seconds to wait for a round's replies.
+        """
+        self.aggregator = aggregator
+        self.layout = layout
+        self.buffers = dict(buffers)
+        self.state: State = {}
+        self.seed = seed
+        self.n_clients = n_clients
+        self.n_sampled = n_sampled
+        self.min_valid_replies = min_valid_replies
+        self.limits = limits or ReplyLimits()
+        self.timeout = timeout
+        self.last_round: RoundRecord | None = None
+        self._weights: ArrayRecord | None = None
+        self._roster: dict[int, int] = {}
+        self._cohort: tuple[int, ...] = ()
+
+    def train_round(
+        self,
+        server_round: int,
+        weights: Mapping[str, Tensor],
+        grid: Grid,
+        on_reply: Callable[[int, Message], None] | None = None,
+    ) -> tuple[dict[str, Tensor], RoundRecord]:
+        """Runs one whole training round; returns the new weights and what happened."""
+        messages = self.configure_train(server_round, to_record(weights), ConfigRecord(), grid)
+        by_client = dict(zip(self._cohort, messages, strict=True))
+        replies = exchange(grid, by_client, self.timeout, on_reply)
+        aggregation, record = self._step(server_round, replies)
+        self.last_round = record
+        if aggregation is None:
+            return dict(weights), record
+        new = self.layout.flatten(weights) + aggregation.update
+        return {name: v.clone() for name, v in self.layout.unflatten(new).items()}, record
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Returns one train message for each client of this round's cohort."""
+        if not self._roster:
+            self._roster = roll_call(grid, self.n_clients)
+        self._weights = arrays
+        self._cohort = sample_cohort(tuple(self._roster), self.n_sampled, self.seed, server_round)
+        return self._messages(self._cohort, server_round, arrays, config, MessageType.TRAIN)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Screens and aggregates; ``(None, ...)`` keeps the global model."""
+        clients = {node: client for client, node in self._roster.items()}
+        known = {
+            clients[reply.metadata.src_node_id]: reply
+            for reply in replies
+            if reply.metadata.src_node_id in clients
+        }
+        aggregation, self.last_round = self._step(server_round, known)
+        metrics = MetricRecord({"n-valid": len(self.last_round.clients)})
+        if aggregation is None or self._weights is None:
+            return None, metrics
+        weights = {name: torch.from_numpy(a.numpy().copy()) for name, a in self._weights.items()}
+        new = self.layout.flatten(weights) + aggregation.update
+        return to_record(self.layout.unflatten(new)), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Returns one evaluate message for each client of the last cohort."""
+        return self._messages(self._cohort, server_round, arrays, config, MessageType.EVALUATE)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Returns the mean local loss and accuracy, weighted by images; malformed ones dropped."""
+        totals = [0.0, 0.0, 0.0]
+        for reply in replies:
+            metrics = None if reply.has_error() else reply.content.get(METRICS)
+            if not isinstance(metrics, MetricRecord):
+                continue
+            n, loss, accuracy = (metrics.get(k) for k in ("num-examples", "loss", "accuracy"))
+            if (
+                isinstance(n, int)
+                and 0 < n <= self.limits.max_examples
+                and isinstance(loss, float)
+                and isinstance(accuracy, float)
+                and torch.isfinite(torch.tensor([loss, accuracy])).all()
+            ):
+                totals = [totals[0] + n, totals[1] + n * loss, totals[2] + n * accuracy]
+        if not totals[0]:
+            return None
+        return MetricRecord({"loss": totals[1] / totals[0], "accuracy": totals[2] / totals[0]})
+
+    def summary(self) -> None:
+        """Nothing is logged here: the run folder holds the resolved configuration."""
+
+    def _messages(
+        self,
+        cohort: Iterable[int],
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        message_type: str,
+    ) -> list[Message]:
+        """One message per client; the records are shared, not copied."""
+        settings = ConfigRecord({**config, "server-round": server_round})
+        buffers = to_record(self.buffers)
+        return [
+            Message(
+                RecordDict({ARRAYS: arrays, BUFFERS: buffers, CONFIG: settings}),
+                self._roster[client],
+                message_type,
+                group_id=str(server_round),
+            )
+            for client in cohort
+        ]
+
+    def _step(
+        self, server_round: int, replies: Mapping[int, Message]
+    ) -> tuple[Aggregation | None, RoundRecord]:
+        """Screens the replies and applies the aggregator to what is valid."""
+        updates: list[ClientUpdate] = []
+        rejected = {c: "no reply in time" for c in self._cohort if c not in replies}
+        for client, reply in sorted(replies.items()):
+            try:
+                updates.append(to_update(client, reply, self.layout, self.buffers, self.limits))
+            except InvalidReply as error:
+                rejected[client] = str(error)
+        rejected = dict(sorted(rejected.items()))
+        if len(updates) < self.min_valid_replies:
+            why = f"needed {self.min_valid_replies} valid replies, got {len(updates)}"
+            return None, RoundRecord(server_round, (), rejected, why)
+        cohort = to_cohort(updates, self.layout, server_round, self.seed)
+        try:
+            aggregation, state = self.aggregator(cohort, self.state)
+        except ValueError as error:
+            return None, RoundRecord(server_round, (), rejected, f"aggregator refused: {error}")
+        if not torch.isfinite(aggregation.update).all():
+            why = "aggregated update is not finite"
+            return None, RoundRecord(server_round, (), rejected, why)
+        self.state = state
+        self._merge_buffers(updates, aggregation.trust)
+        return aggregation, RoundRecord(
+            server_round, _client_records(cohort, updates, aggregation), rejected
+        )
+
+    def _merge_buffers(self, updates: list[ClientUpdate], trust: Tensor) -> None:
+        """Averages floating-point buffers over the trusted clients; counters take the maximum."""
+        for name, old in self.buffers.items():
+            values = torch.stack([update.buffers[name] for update in updates])
+            if old.is_floating_point():
+                mean = torch.tensordot(trust.to(torch.float64), values.to(torch.float64), dims=1)
+                self.buffers[name] = mean.to(old.dtype)
+            else:
+                self.buffers[name] = values[trust > 0].amax(dim=0)
+
+
+def _client_records(
+    cohort: Cohort, updates: list[ClientUpdate], aggregation: Aggregation
+) -> tuple[ClientRecord, ...]:
+    scores = aggregation.scores
+    return tuple(
+        ClientRecord(
+            client=update.client,
+            n_examples=update.n_examples,
+            n_steps=update.n_steps,
+            loss=update.loss,
+            norm=cohort.updates[i].double().norm().item(),
+            trust=aggregation.trust[i].item(),
+            score=None if scores is None else scores[i].item(),
+            layer_scores={
+                layer: values[i].item() for layer, values in aggregation.layer_scores.items()
+            },
+        )
+        for i, update in enumerate(sorted(updates, key=lambda update: update.client))
+    )

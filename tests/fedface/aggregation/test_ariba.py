@@ -1,0 +1,209 @@
+import dataclasses
+import statistics
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from fedface.aggregation import AnyAggregator, Ariba, Mean, MultiKrum
+from fedface.aggregation.memory import IDS, RESIDUALS, SEEN
+from fedface.aggregation.prune import MadCut, TopM
+from fedface.parameters import Layout
+from tests.fedface.aggregation.properties import (
+    PROPERTIES,
+    aggregate,
+    make_cohort,
+    random_updates,
+    unequal_cohort,
+)
+
+ATTACKERS = [2, 5, 11, 17]
+
+
+def pruned(aggregation):
+    return (aggregation.trust == 0).nonzero().squeeze(1).tolist()
+
+
+def attacked(seed, factor=5.0, **noise):
+    cohort = unequal_cohort(seed, **noise)
+    updates = cohort.updates.clone()
+    updates[ATTACKERS] *= factor
+    return dataclasses.replace(cohort, updates=updates)
+
+
+def test_scores_are_the_robust_z_of_the_counted_flags():
+    cohort, rule = attacked(0), Ariba()
+    flags = rule.flags(cohort)
+    n_layers = {"conv1": 16, "conv2": 32, "fc": 64}
+    assert {name: flagged.shape[1] for name, flagged in flags.items()} == n_layers
+    counts = [
+        sum(sum(bool(x) for x in flags[name][i]) / size for name, size in n_layers.items())
+        for i in range(20)
+    ]
+    middle = statistics.median(counts)
+    mad = 1.4826 * statistics.median([abs(c - middle) for c in counts])
+    floor = sum(0.01 * 0.99 / size for size in n_layers.values()) ** 0.5
+    result = aggregate(rule, cohort)
+    expected = [(c - middle) / max(mad, floor) for c in counts]
+    assert result.scores.tolist() == pytest.approx(expected)
+    for name, size in n_layers.items():
+        shares = [sum(map(bool, flags[name][i])) / size for i in range(20)]
+        assert result.layer_scores[name].tolist() == pytest.approx(shares)
+
+
+def toy(seed):
+    """Section 1.5: n = 10, 64 filters, d = 27, two attackers shift eight filters."""
+    layout = Layout.from_shapes({"conv.weight": (64, 3, 3, 3)})
+    updates = random_updates(10, layout.dim, seed)
+    updates[[3, 7], : 8 * 27] += 2.0
+    return make_cohort(updates, layout=layout)
+
+
+def test_finds_the_toy_attackers():
+    honest = 0
+    for seed in range(10):
+        assert pruned(aggregate(Ariba(prune=TopM(m=2)), toy(seed))) == [3, 7]
+        honest += len({*pruned(aggregate(Ariba(), toy(seed)))} - {3, 7})
+    assert honest <= 0.05 * 80
+
+
+def test_the_mad_cut_finds_most_toy_attackers_without_knowing_how_many():
+    """Eight filters of 64 are near the cut (counts 8 to 11 against up to 4), with ten clients."""
+    found = sum(len({3, 7} & {*pruned(aggregate(Ariba(), toy(seed)))}) for seed in range(10))
+    assert found >= 12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_prunes_scaled_updates_and_no_larger_site(seed):
+    cohort = attacked(seed, length_noise=0.0)
+    assert float(cohort.n_steps.max() / cohort.n_steps.min()) > 2.5
+    result = aggregate(Ariba(), cohort)
+    assert pruned(result) == ATTACKERS
+    honest = [i for i in range(20) if i not in ATTACKERS]
+    counts = cohort.n_examples[honest].double()
+    expected = (counts / counts.sum()) @ cohort.updates[honest].double()
+    torch.testing.assert_close(result.update, expected.float())
+
+
+def test_prunes_scaled_updates_among_sites_of_ordinary_spread():
+    for seed in range(6):
+        assert set(ATTACKERS) <= set(pruned(aggregate(Ariba(), attacked(seed, length_noise=0.2))))
+
+
+def test_honest_sites_stay_in_clean_rounds_only_if_length_is_expected():
+    excluded = {"raw": 0, "expected": 0}
+    for seed in range(12):
+        cohort = unequal_cohort(seed, length_noise=0.1 * (seed % 3))
+        for magnitude in excluded:
+            excluded[magnitude] += len(pruned(aggregate(Ariba(magnitude=magnitude), cohort)))
+    assert excluded["expected"] <= 0.05 * 12 * 20
+    assert excluded["raw"] > 0.15 * 12 * 20
+
+
+def test_claimed_steps_are_no_excuse():
+    cohort = attacked(1, factor=20.0, length_noise=0.0)
+    steps = cohort.n_steps.clone()
+    steps[ATTACKERS] = 10**9
+    assert pruned(aggregate(Ariba(), dataclasses.replace(cohort, n_steps=steps))) == ATTACKERS
+
+
+def test_an_enormous_update_does_not_hide_or_break_anything():
+    cohort = unequal_cohort(0)
+    cohort.updates[6] *= 1e30
+    result = aggregate(Ariba(), cohort)
+    assert 6 in pruned(result)
+    assert bool(result.update.isfinite().all()) and bool(result.scores.isfinite().all())
+    assert float(result.update.norm()) < 1000
+
+
+def test_an_unsuspicious_liar_about_examples_does_not_rule():
+    cohort = unequal_cohort(0, length_noise=0.0)
+    counts = cohort.n_examples.clone()
+    counts[0] = 10**9
+    lying = dataclasses.replace(cohort, n_examples=counts)
+    assert float(aggregate(Ariba(), lying).trust[0]) < 0.25
+    assert float(aggregate(Ariba(max_weight_ratio=None), lying).trust[0]) > 0.99
+
+
+def test_top_m_prunes_exactly_m():
+    for m in (1, 4, 12):
+        assert len(pruned(aggregate(Ariba(prune=TopM(m=m)), attacked(0)))) == m
+    assert pruned(aggregate(Ariba(prune=TopM(m=4)), attacked(0))) == ATTACKERS
+
+
+def test_never_prunes_half():
+    rule = Ariba(prune=MadCut(max_z=1e-6, floor=1e-6, min_excess=0))
+    for n_clients in (3, 4, 9, 20):
+        result = aggregate(rule, unequal_cohort(0, n_clients))
+        assert len(pruned(result)) <= (n_clients - 1) // 2
+
+
+@pytest.mark.parametrize("n_clients", [1, 2])
+def test_too_few_to_judge_are_all_averaged(n_clients):
+    cohort = unequal_cohort(0, n_clients)
+    cohort.updates[0] *= 100
+    result, state = Ariba(memory=True, prune=TopM(m=2))(cohort, {})
+    assert pruned(result) == [] and result.scores.tolist() == [0] * n_clients
+    assert state[SEEN].tolist() == [1] * n_clients and RESIDUALS not in state
+
+
+def test_equal_updates_score_nothing():
+    updates = random_updates(1).repeat(6, 1)
+    result = aggregate(Ariba(), make_cohort(updates, n_steps=torch.arange(1, 7)))
+    assert result.scores.tolist() == [0] * 6
+
+
+def test_a_single_deviant_among_equal_ones_is_pruned():
+    updates = random_updates(1).repeat(6, 1)
+    updates[4] *= -1
+    assert pruned(aggregate(Ariba(), make_cohort(updates))) == [4]
+
+
+def test_memory_records_affinity_and_changes_no_trust():
+    plain, state = Ariba(), {}
+    for server_round in (1, 2):
+        cohort = dataclasses.replace(attacked(server_round), server_round=server_round)
+        result, state = Ariba(memory=True)(cohort, state)
+        assert torch.equal(result.trust, aggregate(plain, cohort).trust)
+        assert result.layer_scores["memory/affinity"].shape == (20,)
+    assert state[RESIDUALS].shape == (20, cohort.layout.dim)
+    assert state[SEEN].tolist() == [2] * 20
+    assert state["clients/rounds_pruned"][ATTACKERS].tolist() == [2] * 4
+    assert RESIDUALS not in plain(cohort, {})[1]
+
+
+def test_memory_knows_clients_by_id():
+    first = dataclasses.replace(unequal_cohort(0, 5), client_ids=(1, 2, 3, 8, 9))
+    second = dataclasses.replace(unequal_cohort(1, 4), client_ids=(0, 2, 8, 11))
+    _, state = Ariba(memory=True)(first, {})
+    result, state = Ariba(memory=True)(second, state)
+    assert state[IDS].tolist() == [0, 1, 2, 3, 8, 9, 11]
+    assert state[SEEN].tolist() == [1, 1, 2, 1, 2, 1, 1]
+    assert result.layer_scores["memory/affinity"].shape == (4,)
+
+
+def test_a_model_without_fragments_is_refused():
+    layout = Layout.from_shapes({"norm.weight": (8,)})
+    with pytest.raises(ValueError, match=r"two dimensions or more, got \['norm.weight'\]"):
+        aggregate(Ariba(), make_cohort(random_updates(5, 8), layout=layout))
+
+
+def test_yaml_forms():
+    adapter = TypeAdapter(AnyAggregator)
+    assert adapter.validate_python({"name": "ariba", "prune": {"name": "mad"}}) == Ariba()
+    two = adapter.validate_python({"name": "ariba", "prune": {"name": "top_m", "m": 2}})
+    assert two == Ariba(prune=TopM(m=2))
+    assert adapter.validate_python({"name": "mean"}) == Mean()
+    assert adapter.validate_python({"name": "multi_krum", "n_byzantine": 1}) == MultiKrum(
+        n_byzantine=1
+    )
+    with pytest.raises(ValidationError, match="does not match any of the expected tags"):
+        adapter.validate_python({"name": "medain"})
+    with pytest.raises(ValidationError, match="less than 1"):
+        adapter.validate_python({"name": "ariba", "quantile": 1.0})
+
+
+@pytest.mark.parametrize("prop", PROPERTIES)
+@pytest.mark.parametrize("memory", [False, True])
+def test_property(prop, memory):
+    prop(Ariba(memory=memory))
