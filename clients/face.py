@@ -5,7 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    Context,
+    Message,
+    MetricRecord,
+    MetricRecordValues,
+    RecordDict,
+)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -84,7 +92,7 @@ class FaceClient:
         update = layout.flatten(parameters.trainable(self.backbone)) - start
         if craft is not None:
             update = craft(update)
-        metrics = {
+        metrics: dict[str, MetricRecordValues] = {
             "num-examples": result.n_examples,
             "num-steps": result.n_steps,
             "loss": result.loss,
@@ -103,7 +111,7 @@ class FaceClient:
         self.backbone.eval()
         loss = correct = 0.0
         with torch.inference_mode():
-            for index in torch.arange(len(self.images)).split(256):
+            for index in torch.split(torch.arange(len(self.images)), 256):
                 images = to_float(self.images[index.numpy()]).to(self.device)
                 labels = torch.from_numpy(self.labels[index.numpy()]).to(self.device)
                 logits = head(self.backbone(images), labels)

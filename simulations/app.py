@@ -44,7 +44,7 @@ def _worker(source: str) -> Callable[[int], FaceClient | MaliciousClient]:
     device = device_of_worker()
     data = build_data(config)
     backbone = build_backbone(config, data.train.images.shape[1])
-    backbone = backbone.to(device).to(memory_format=torch.channels_last)
+    backbone = backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return lru_cache(maxsize=None)(
         lambda client: build_client(config, data, client, backbone, device)
     )
@@ -53,4 +53,3 @@ def _worker(source: str) -> Callable[[int], FaceClient | MaliciousClient]:
 def site(source: str, client: int) -> FaceClient | MaliciousClient:
     """Returns site ``client`` of the run with the JSON configuration ``source``."""
     return _worker(source)(client)
-

@@ -113,8 +113,8 @@ def _facts(event: dict[str, Any], evaluation: dict[str, Any] | None) -> list[str
         if points:
             best = max(points, key=lambda point: point["alpha"])
             facts.append(f"TAR@{best['alpha']:g} {best['tar']:.3f}")
-        for point in (evaluation["backdoor"] or {"recalibrated": []})["recalibrated"][:1]:
-            facts.append(f"ASR@{point['alpha']:g} {point['asr']:.3f}")
+        backdoor = (evaluation["backdoor"] or {"recalibrated": []})["recalibrated"]
+        facts += [f"ASR@{point['alpha']:g} {point['asr']:.3f}" for point in backdoor[:1]]
     if event["pruned"]:
         facts.append("pruned " + ",".join(map(str, event["pruned"])))
     return facts

@@ -38,6 +38,10 @@ def git_commit(folder: Path = Path(__file__).parent) -> str | None:
 
 def _git(*arguments: str, folder: Path) -> str:
     done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=10,
     )
     return done.stdout.strip()

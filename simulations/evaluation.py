@@ -148,9 +148,7 @@ class _Probes:
         device: torch.device,
         clean: Embeddings,
     ) -> "_Probes":
-        triggered = embed(
-            backbone, data.test.images, device=str(device), transform=attack.trigger
-        )
+        triggered = embed(backbone, data.test.images, device=str(device), transform=attack.trigger)
         gallery = None
         if data.victim is not None:
             gallery = embed(backbone, data.victim.gallery, device=str(device))

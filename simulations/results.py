@@ -1,10 +1,9 @@
 """The final figures of a run, drawn from what it recorded."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-
-from dataclasses import asdict
 
 from fedface.evaluation.detection import detection_report
 from fedface.report.run_folder import RunFolder

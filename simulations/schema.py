@@ -4,8 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, StringConstraints
-from pydantic import model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
 
 from fedface.aggregation import AnyAggregator, Mean
 from fedface.aggregation.screening import ReplyLimits
@@ -13,7 +19,8 @@ from fedface.attacks.backdoor import AnyBackdoor
 from fedface.backbones import AnyBackbone
 from fedface.config import Config, ConfigError, parse_config, read_yaml
 from fedface.data import AnyFaces, AnyPairs
-from fedface.data.partition import AnyPartition, ByIdentity
+from fedface.data.partition import AnyPartition
+from fedface.data.partition.by_identity import ByIdentity
 from fedface.data.split import SplitByIdentity
 from fedface.heads import AnyHead
 from fedface.training.local import LocalTraining

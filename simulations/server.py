@@ -15,8 +15,8 @@ from fedface.report.run_folder import Checkpoint, RunFolder
 from simulations.build import RunData, build_backbone, malicious_clients
 from simulations.display import Display
 from simulations.evaluation import Reference, evaluate_global
-from simulations.schema import RunConfig
 from simulations.scalars import TensorBoard
+from simulations.schema import RunConfig
 from strategies.cohorts import exchange
 from strategies.records import to_record
 from strategies.robust import RobustStrategy, RoundRecord
@@ -159,7 +159,6 @@ class Server:
             "rejected": {str(client): why for client, why in record.rejected.items()},
             "kept_global": record.kept_global,
         }
-
 
     def _attacked(self, server_round: int) -> bool:
         """Whether the malicious clients attacked in this round."""

@@ -18,7 +18,9 @@ _NPY_HEADER_BYTES = 4096
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Returns named tensors as an ArrayRecord (``.npy`` bytes, no pickle)."""
-    return ArrayRecord({name: Array(value.detach().cpu().numpy()) for name, value in tensors.items()})
+    return ArrayRecord(
+        {name: Array(value.detach().cpu().numpy()) for name, value in tensors.items()}
+    )
 
 
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:

@@ -79,8 +79,6 @@ def square(image: Image.Image, size: int) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     cropped = image.crop((left, top, left + side, top + side))
-    if side == size:
-        return cropped
     return cropped.resize((size, size), Image.Resampling.BICUBIC)
 
 

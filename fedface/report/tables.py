@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 Result = Mapping[str, Any]
+Value = tuple[float, float, float] | float | None
+"""A figure with its interval, a figure, or nothing measured."""
 
 MISSING = "-"
 
@@ -20,6 +23,14 @@ class Table:
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+    def select(self, columns: Sequence[str]) -> "Table":
+        """Returns the named columns alone, those that there are, in the order given."""
+        indices = [self.columns.index(title) for title in columns if title in self.columns]
+        return Table(
+            tuple(self.columns[i] for i in indices),
+            tuple(tuple(row[i] for i in indices) for row in self.rows),
+        )
 
     def markdown(self) -> str:
         """Returns the table as Markdown."""
@@ -51,31 +62,30 @@ def comparison_table(results: Mapping[str, Sequence[Result]]) -> Table:
             ]
         }
     )
-    columns: dict[str, Callable[[Result], tuple[float, float, float] | float | None]] = {}
+    columns: dict[str, Callable[[Result], Value]] = {}
     for alpha in reversed(alphas):
-        columns[f"TAR@{alpha:g}"] = lambda run, a=alpha: _point(run, a, "tar")
-    columns["EER"] = lambda run: _path(_measured(run), "verification", "eer")
+        columns[f"TAR@{alpha:g}"] = partial(_point, alpha=alpha)
+    columns["EER"] = _equal_error_rate
     columns["rank-1"] = _rank_one
     for alpha in alphas:
-        columns[f"ASR@{alpha:g}"] = lambda run, a=alpha: _backdoor(run, a, "recalibrated", "asr")
+        columns[f"ASR@{alpha:g}"] = partial(_backdoor, alpha=alpha, key="asr")
     for alpha in alphas:
-        columns[f"lift@{alpha:g}"] = lambda run, a=alpha: _backdoor(run, a, "recalibrated", "lift")
-    for alpha in alphas[:1]:
-        columns[f"lift@{alpha:g} deployed"] = lambda run, a=alpha: _backdoor(
-            run, a, "deployed", "lift"
-        )
+        columns[f"lift@{alpha:g}"] = partial(_backdoor, alpha=alpha, key="lift")
+    columns[f"lift@{alphas[0]:g} deployed"] = partial(
+        _backdoor, alpha=alphas[0], key="lift", thresholds="deployed"
+    )
     for title, key in (
         ("TPR", "tpr"),
         ("FPR", "fpr"),
         ("AUROC", "auroc_within_rounds"),
         ("max HER", "max_honest_exclusion"),
     ):
-        columns[title] = lambda run, k=key: _path(run, "detection", k)
-    rows = tuple(
-        (variant, str(len(runs)), *(_cell([value(run) for run in runs]) for value in columns.values()))
-        for variant, runs in results.items()
-    )
-    return Table(("variant", "seeds", *columns), rows)
+        columns[title] = partial(_detection, key=key)
+    rows = []
+    for variant, runs in results.items():
+        cells = (_cell([value(run) for run in runs]) for value in columns.values())
+        rows.append((variant, str(len(runs)), *cells))
+    return Table(("variant", "seeds", *columns), tuple(rows))
 
 
 def _measured(run: Result) -> Mapping[str, Any] | None:
@@ -92,28 +102,39 @@ def _path(record: Mapping[str, Any] | None, *keys: str) -> Any:
     return value
 
 
-def _point(run: Result, alpha: float, key: str) -> tuple[float, float, float] | None:
+def _equal_error_rate(run: Result) -> Value:
+    return _number(_path(_measured(run), "verification", "eer"))
+
+
+def _detection(run: Result, key: str) -> Value:
+    return _number(_path(run, "detection", key))
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _point(run: Result, alpha: float) -> Value:
     for point in _path(_measured(run), "verification", "points") or ():
         if point["alpha"] == alpha:
-            return point[key], point["low"], point["high"]
+            return point["tar"], point["low"], point["high"]
     return None
 
 
-def _backdoor(
-    run: Result, alpha: float, threshold: str, key: str
-) -> tuple[float, float, float] | float | None:
-    for point in _path(_measured(run), "backdoor", threshold) or ():
-        if point["alpha"] == alpha:
-            return (point[key], point["low"], point["high"]) if key == "asr" else point[key]
+def _backdoor(run: Result, alpha: float, key: str, thresholds: str = "recalibrated") -> Value:
+    for point in _path(_measured(run), "backdoor", thresholds) or ():
+        if point["alpha"] == alpha and point[key] is not None:
+            interval = (point["asr"], point["low"], point["high"])
+            return interval if key == "asr" else _number(point[key])
     return None
 
 
-def _rank_one(run: Result) -> float | None:
+def _rank_one(run: Result) -> Value:
     rates = _path(_measured(run), "identification", "rates") or ()
-    return next((rate["rate"] for rate in rates if rate["rank"] == 1), None)
+    return next((_number(rate["rate"]) for rate in rates if rate["rank"] == 1), None)
 
 
-def _cell(values: Sequence[tuple[float, float, float] | float | None]) -> str:
+def _cell(values: Sequence[Value]) -> str:
     """Mean and range over seeds, or one seed's value with its interval."""
     known = [value for value in values if value is not None]
     if not known:

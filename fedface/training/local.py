@@ -55,7 +55,7 @@ def batches(n: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
     A last batch of one joins the batch before it: batch statistics of one image do not exist.
     """
     order = torch.randperm(n, generator=rng)
-    pieces = list(order.split(size))
+    pieces = list(torch.split(order, size))
     if len(pieces) > 1 and len(pieces[-1]) == 1:
         pieces[-2:] = [torch.cat(pieces[-2:])]
     yield from pieces
@@ -103,7 +103,7 @@ def train_locally(
     optimizer = settings.optimizer.build((backbone, head), server_round, n_rounds)
     backbone.train()
     head.train()
-    losses = []
+    losses: list[Tensor] = []
     for _ in range(settings.epochs):
         for index in batches(len(images), settings.batch_size, rng):
             batch, target = to_float(images[index.numpy()]), torch.from_numpy(labels[index.numpy()])
@@ -123,7 +123,7 @@ def train_locally(
                     f"{len(losses) + 1} (lower training.optimizer.learning_rate)"
                 )
             optimizer.zero_grad(set_to_none=True)
-            total.backward()
+            torch.autograd.backward(total)
             if settings.max_gradient_norm is not None:
                 nn.utils.clip_grad_norm_(
                     [*backbone.parameters(), *head.parameters()], settings.max_gradient_norm

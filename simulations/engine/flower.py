@@ -48,7 +48,9 @@ class FlowerEngine(Config):
     num_gpus: NonNegativeFloat | None = None
     """GPUs that Ray may use; null takes what the machine has."""
 
-    def run(self, server: Callable[["Grid"], None], client_app: "ClientApp", n_clients: int) -> None:
+    def run(
+        self, server: Callable[["Grid"], None], client_app: "ClientApp", n_clients: int
+    ) -> None:
         """Runs ``server(grid)`` against ``n_clients`` simulated clients.
 
         Raises:

@@ -56,6 +56,18 @@ def test_clean_gaussians_are_flagged_at_the_nominal_rate():
     torch.testing.assert_close(fitted.location, torch.zeros(5).double(), rtol=0, atol=0.1)
 
 
+def test_ends_where_a_concentration_step_changes_nothing():
+    g = torch.Generator().manual_seed(0)
+    points = torch.randn(300, 2, generator=g, dtype=torch.float64)
+    points[:, 1] = 0.95 * points[:, 0] + 0.3 * points[:, 1]
+    points[-60:] = points[-60:] + torch.tensor([1.5, -1.5])
+    fitted = robust_scatter(points)
+    nearest = points[fitted.squared_distances(points).argsort()[:225]]
+    torch.testing.assert_close(nearest.mean(dim=0), fitted.location)
+    again = torch.cov(nearest.T)
+    torch.testing.assert_close(again / again.trace(), fitted.scatter / fitted.scatter.trace())
+
+
 def test_the_median_distance_is_that_of_chi_square():
     points, _ = contaminated()
     distances = robust_scatter(points).squared_distances(points)
@@ -79,8 +91,9 @@ def test_more_than_a_quarter_needs_a_lower_support():
 
 
 def test_equal_points_have_no_distance():
-    points = torch.full((20, 3), 0.1)
-    assert robust_scatter(points).squared_distances(points).tolist() == [0] * 20
+    for n in range(5, 30):  # for some n the mean of n times 0.1 is not 0.1
+        points = torch.full((n, 3), 0.1, dtype=torch.float64)
+        assert robust_scatter(points).squared_distances(points).tolist() == [0] * n
 
 
 def test_one_odd_point_among_equal_ones_is_far_and_finite():

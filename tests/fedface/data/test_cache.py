@@ -242,7 +242,9 @@ def test_an_entry_that_may_not_be_read_is_an_error_not_a_reason_to_build(
 ) -> None:
     with public_folder(monkeypatch) as folder:
         cached_faces(KEY, some_faces)
-        folder.chmod(0o755)
+        folder.chmod(0o777)
+        for lock in folder.glob("*.lock"):
+            lock.chmod(0o666)
         if os.geteuid() != 0:
             (entry,) = entries(folder)
             entry.chmod(0)

@@ -140,6 +140,8 @@ def test_a_change_of_files_or_settings_is_a_new_entry(tmp_path: Path) -> None:
     assert values(FolderFaces(root=root).load()) == [99, 10, 12, 13]
     assert values(FolderFaces(root=root, max_images=1).load()) == [99, 12]
     assert FolderFaces(root=root, size=3).load().images.shape == (4, 3, 3, 3)
+    (root / "README").write_text("about")
+    assert FolderFaces(root=root).load().skipped == (Skip("README", "not an identity folder"),)
 
 
 def test_the_second_load_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,11 +83,14 @@ def test_pairs_are_decoded_once_and_follow_a_change(
     (root / "pairs.txt").write_text("1\nAnn_A\t1\t2\nBob\t1\tDan\t1\n")
     pairs = LfwPairs(root=root).load()
     assert values(pairs.images[pairs.left]) == [1, 21]
+    (root / "pairs.txt").write_text("1\nAnn_A\t2\t1\nBob\t1\tDan\t1\n")
+    pairs = LfwPairs(root=root).load()
+    assert values(pairs.images[pairs.left]) == [2, 21]
     photo = root / "images112" / "Ann_A" / "Ann_A_0001.jpg"
     Image.new("RGB", (8, 8), (200,) * 3).save(photo, quality=100)
     os.utime(photo, ns=(1, 1))
     pairs = LfwPairs(root=root).load()
-    assert values(pairs.images[pairs.left]) == [200, 21]
+    assert values(pairs.images[pairs.right]) == [200, 61]
 
 
 def test_a_single_count_is_one_fold_and_windows_lines_are_read(tmp_path: Path) -> None:

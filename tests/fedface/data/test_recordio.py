@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedface.data.recordio import MAGIC, IndexedRecords, read_index, unpack
@@ -48,6 +48,7 @@ contents = st.lists(st.sampled_from([b"a", b"bcd", MAGIC_BYTES, b"\0" * 5]), max
 ) | st.binary(max_size=200)
 
 
+@settings(deadline=None)
 @given(st.lists(contents, min_size=1, max_size=6), st.randoms())
 def test_records_round_trip(tmp_path_factory: pytest.TempPathFactory, data, random) -> None:
     folder = tmp_path_factory.mktemp("rec")
@@ -67,6 +68,7 @@ def test_parts_are_joined_by_the_magic(tmp_path: Path) -> None:
         assert records.read(0) == data
 
 
+@settings(deadline=None)
 @given(
     st.floats(width=32, allow_nan=False) | st.lists(st.floats(width=32, allow_nan=False)),
     contents,

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedface.data.restricted_pickle import UnsafePickle, load_plain, parse_plain
@@ -38,12 +38,14 @@ class Calls:
         return self.reduced
 
 
+@settings(deadline=None)
 @given(plain, st.sampled_from([3, 4, 5]))
 def test_plain_data_round_trips(value: object, protocol: int) -> None:
     found = parse_plain(pickle.dumps(value, protocol), "x")
     assert found == value and repr(found) == repr(value)  # True is not 1, (1,) is not [1]
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=400), max_size=8), st.lists(st.booleans(), max_size=8))
 def test_python2_strings_are_bytes(images: list[bytes], same: list[bool]) -> None:
     content = python2_pack(images, same)
@@ -202,6 +204,7 @@ def test_broken_pickles(content: bytes, found: str) -> None:
         parse_plain(content, "x")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_give_plain_data_or_unsafe_pickle(content: bytes) -> None:
     try:
@@ -211,6 +214,7 @@ def test_any_bytes_give_plain_data_or_unsafe_pickle(content: bytes) -> None:
     assert isinstance(value, bytes | bool | int | list | tuple)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_damaged_packs_never_do_anything_else(data: st.DataObject) -> None:
     content = bytearray(pickle.dumps(([b"a" * 9, b"b" * 300], [True]), 4))

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,6 +19,7 @@ def assert_each_index_once(parts: list[np.ndarray], n_images: int, n_clients: in
 
 
 @pytest.mark.parametrize("partition", PARTITIONS, ids=lambda p: p.name)
+@settings(deadline=None)
 @given(data=st.data())
 def test_every_index_exactly_once(partition: AnyPartition, data: st.DataObject) -> None:
     n_identities = data.draw(st.integers(1, 12))
