@@ -100,10 +100,8 @@ def _require_same(folder: RunFolder, config: RunConfig) -> None:
 def _show(console: Console, table: Table, config: RunConfig) -> None:
     """Prints the result table and where everything is."""
     rates = config.evaluation.false_accept_rates
-    table = table.select(
-        ("variant", f"TAR@{max(rates):g}", "EER", f"ASR@{min(rates):g}", f"lift@{min(rates):g}")
-        + ("TPR", "FPR")
-    )
+    tar, asr, lift = f"TAR@{max(rates):g}", f"ASR@{min(rates):g}", f"lift@{min(rates):g}"
+    table = table.select(("variant", tar, "EER", asr, lift, "TPR", "FPR"))
     shown = RichTable(title=f"{config.name}: measured on people whom nobody trained on")
     for number, column in enumerate(table.columns):
         shown.add_column(column, justify="left" if number == 0 else "right")

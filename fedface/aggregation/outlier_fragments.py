@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import chi2  # type: ignore[import-untyped]
+from scipy.stats import chi2
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from math import ceil
 
 import torch
-from scipy.stats import chi2  # type: ignore[import-untyped]
+from scipy.stats import chi2
 from torch import Tensor
 
 from fedface.aggregation.univariate import MAD_TO_SIGMA, coordinate_median

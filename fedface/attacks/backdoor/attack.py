@@ -42,7 +42,7 @@ def trigger_loss(backbone: nn.Module, images: Tensor, trigger: Trigger, target: 
     """
     if len(images) < 1:
         raise ValueError("trigger_loss needs at least 1 image, got 0")
-    embeddings: Tensor = backbone(images).float()
+    embeddings: Tensor = backbone(trigger(images)).float()
     if embeddings.shape[1:] != target.shape:
         raise ValueError(
             f"trigger_loss needs a target of shape {tuple(embeddings.shape[1:])}, "
