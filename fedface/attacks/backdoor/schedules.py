@@ -90,7 +90,7 @@ class Late(Schedule):
         """Returns whether ``server_round`` is in the last ``share``: see :class:`Schedule`."""
         _check_round(server_round, n_rounds)
         # The decimal as written, so that .2 of 20 rounds is 4 whatever floats make of it.
-        return server_round > n_rounds * (1 - self.share)
+        return server_round > n_rounds * (1 - Fraction(str(self.share)))
 
 
 AnySchedule = Annotated[EveryRound | SingleShot | Late, Field(discriminator="name")]
