@@ -28,14 +28,18 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML's safe loader, which also refuses a key that stands twice in one mapping."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key!r} stands twice", problem_mark=node.start_mark
-                )
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Looks at the keys as written: merging (``<<``) repeats keys rightly, but only later."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(
+                        problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return node
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -49,12 +53,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
             variable that is not set.
     """
     try:
-        content = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except OSError as error:
         raise ConfigError(f"{path}: needed a readable file, found: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: needed UTF-8 text, found other bytes") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that is none
         raise ConfigError(f"{path}: needed YAML, found: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: needed a mapping of fields, found {type(content).__name__}")

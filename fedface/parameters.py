@@ -92,7 +92,7 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
 
 def buffers(model: nn.Module) -> dict[str, Tensor]:
     """Returns copies of the persistent buffers (batch statistics, counters), on the CPU."""
-    parameters = {name for name, _ in model.named_parameters()}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return {
         name: value.detach().cpu().clone()
         for name, value in model.state_dict().items()

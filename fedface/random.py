@@ -1,13 +1,16 @@
 """Independent random streams, each named by what it is for."""
 
 import hashlib
+from operator import index
 
 import numpy as np
 import torch
 
 
 def _digest(seed: int, purpose: tuple[int | str, ...]) -> int:
-    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    # index() makes numpy's integers plain ones, whose repr would name another stream.
+    names = (name if isinstance(name, str) else index(name) for name in purpose)
+    digest = hashlib.sha256(repr((index(seed), *names)).encode()).digest()
     return int.from_bytes(digest[:8]) >> 1
 
 

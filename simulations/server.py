@@ -1,6 +1,8 @@
 """The server's loop: rounds, evaluation, records and checkpoints; it can start in the middle."""
 
 from dataclasses import asdict
+from math import isfinite, isnan
+from sys import float_info
 from time import monotonic
 from typing import Any
 
@@ -73,10 +75,12 @@ class Server:
     def __call__(self, grid: Grid) -> None:
         """Runs the rounds that are left.
 
+        The round that ends a failed run gets no checkpoint, so that a resumed run tries it again.
+
         Raises:
             RunFailed: If too many rounds in a row had too few valid replies.
         """
-        config, failed = self.config, 0
+        config, failed = self.config, self._failed_in_a_row()
         with TensorBoard(self.folder.path / "tensorboard", self.completed) as board:
             for server_round in range(self.completed + 1, config.federation.n_rounds + 1):
                 started = monotonic()
@@ -90,10 +94,12 @@ class Server:
                 self.folder.append(event)
                 evaluation = self._evaluate(server_round)
                 board.add(event, evaluation)
-                self.folder.save(self._checkpoint(server_round))
-                self.display.round_ends(event, evaluation)
                 failed = failed + 1 if record.kept_global else 0
-                if failed >= config.federation.max_failed_rounds:
+                ended = failed >= config.federation.max_failed_rounds
+                if not ended:
+                    self.folder.save(self._checkpoint(server_round))
+                self.display.round_ends(event, evaluation)
+                if ended:
                     raise RunFailed(
                         f"{failed} rounds in a row kept the global model, the last because: "
                         f"{record.kept_global}; replies dropped: {_some(record.rejected)}"
@@ -111,6 +117,11 @@ class Server:
         self.strategy.buffers = {name: checkpoint.model[name] for name in self.strategy.buffers}
         self.strategy.state = checkpoint.state
         self.completed = checkpoint.server_round
+
+    def _failed_in_a_row(self) -> int:
+        """How many of the last recorded rounds kept the global model, one after the other."""
+        kept = [bool(event["kept_global"]) for event in self.folder.events("round")]
+        return next((n for n, k in enumerate(reversed(kept)) if not k), len(kept))
 
     def _checkpoint(self, server_round: int) -> Checkpoint:
         model = {**self.weights, **self.strategy.buffers}
@@ -137,10 +148,10 @@ class Server:
         messages = self.strategy.configure_evaluate(
             server_round, to_record(self.weights), ConfigRecord(), grid
         )
-        clients = [client.client for client in (self.strategy.last_round or _NOBODY).clients]
-        by_client = dict(zip(clients, messages, strict=False))
-        replies = exchange(grid, by_client, self.config.federation.timeout)
-        metrics = self.strategy.aggregate_evaluate(server_round, replies.values())
+        replies = exchange(grid, dict(enumerate(messages)), self.config.federation.timeout)
+        # In the sites' order, not that of arrival: the sums must come out the same.
+        ordered = [replies[number] for number in sorted(replies)]
+        metrics = self.strategy.aggregate_evaluate(server_round, ordered)
         return None if metrics is None else {k: float(str(v)) for k, v in metrics.items()}
 
     def _round_event(self, record: RoundRecord, seconds: float) -> dict[str, Any]:
@@ -149,9 +160,16 @@ class Server:
             "event": "round",
             "round": record.server_round,
             "seconds": round(seconds, 3),
-            "loss": record.loss,
+            # Absurd claims of a loss may add up to infinity; they shall not end the run.
+            "loss": record.loss if record.loss is None or isfinite(record.loss) else None,
             "clients": [
-                {**asdict(c), "pruned": c.trust == 0, "malicious": c.client in self.malicious}
+                {
+                    **asdict(c),
+                    "score": _plain(c.score),
+                    "layer_scores": {layer: _plain(s) for layer, s in c.layer_scores.items()},
+                    "pruned": c.trust == 0,
+                    "malicious": c.client in self.malicious,
+                }
                 for c in record.clients
             ],
             "attack": self._attacked(record.server_round),
@@ -166,7 +184,11 @@ class Server:
         return attack is not None and attack.active(server_round, self.config.federation.n_rounds)
 
 
-_NOBODY = RoundRecord(0)
+def _plain(score: float | None) -> float | None:
+    """``score`` as JSON can carry it: NaN as None, infinity as the largest float."""
+    if score is None or isnan(score):
+        return None
+    return max(-float_info.max, min(score, float_info.max))
 
 
 def _some(rejected: dict[int, str], limit: int = 3) -> str:

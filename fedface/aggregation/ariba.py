@@ -17,7 +17,7 @@ INFERRED, our reconstruction:
     - pre-processing = centring and scaling each position by median and MAD over clients, then a
       randomised PCA of the layer's pooled fragments;
     - anomaly = robust Mahalanobis distance over a chi-square quantile;
-    - count = the flagged share of each layer's fragments, summed over layers;
+    - count = the flagged share of a layer's fragments, averaged over layers;
     - cut = a MAD z-score with two floors (``prune: {name: mad}``), or the m largest (``top_m``);
     - survivors are averaged by claimed examples, claims capped.
 
@@ -107,7 +107,7 @@ class Ariba(Aggregator):
         if n_clients >= MIN_CLIENTS:
             flags = self.flags(cohort)
             shares = {layer: flagged.double().mean(dim=1) for layer, flagged in flags.items()}
-            counts = sum(shares.values(), counts)
+            counts = torch.stack(list(shares.values())).mean(dim=0) if shares else counts
             spread = self.null_spread(flags)
             scores, pruned = robust_z(counts, spread), self.prune(counts, spread)
         state = remember(state, cohort, counts, pruned)
@@ -154,9 +154,9 @@ class Ariba(Aggregator):
         """Returns the standard deviation of a clean client's count if flags were independent.
 
         Binomial: the share of F fragments flagged with probability p = 1 - q has variance
-        p (1 - p) / F, and layers add. Real fragments of one client are not independent, so this
-        is the least spread to expect, and one where no layer was judged.
+        p (1 - p) / F, and the L layers are averaged. Real fragments of one client are not
+        independent, so this is the least spread to expect, and one where no layer was judged.
         """
         p = 1 - self.quantile
         variance = sum(p * (1 - p) / flagged.shape[1] for flagged in flags.values())
-        return sqrt(variance) if variance > 0 else 1.0
+        return sqrt(variance) / len(flags) if flags else 1.0

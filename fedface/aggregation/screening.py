@@ -6,7 +6,7 @@ that claims a billion images rule; each is refused here before any aggregator se
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
+from sys import float_info
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ def screen(
 
     Raises:
         InvalidReply: For missing or extra keys, wrong shapes or dtypes, values that are not
-            finite, and counts that are no integers in 1..limit.
+            finite, negative batch variances, and counts that are no integers in 1..limit.
     """
     _require_names("arrays", set(arrays), {slot.name for slot in layout.slots})
     _require_names("buffers", set(buffers), set(expected_buffers))
@@ -80,24 +80,38 @@ def screen(
         slot.name: _tensor(f"arrays[{slot.name}]", arrays[slot.name], slot.shape, torch.float32)
         for slot in layout.slots
     }
+    statistics = {
+        name: _tensor(f"buffers[{name}]", buffers[name], tuple(like.shape), like.dtype)
+        for name, like in expected_buffers.items()
+    }
+    for name, values in statistics.items():
+        if name.endswith("running_var") and bool((values < 0).any()):
+            raise InvalidReply(f"buffers[{name}] needs variances >= 0, got {values.min().item():g}")
     return ClientUpdate(
         client=client,
         delta=layout.flatten(deltas),
-        buffers={
-            name: _tensor(f"buffers[{name}]", buffers[name], tuple(like.shape), like.dtype)
-            for name, like in expected_buffers.items()
-        },
+        buffers=statistics,
         n_examples=_count(metrics, "num-examples", limits.max_examples),
         n_steps=_count(metrics, "num-steps", limits.max_steps),
         loss=_finite(metrics, "loss"),
     )
 
 
+def shortened(text: str, limit: int = 120) -> str:
+    """Returns at most ``limit`` characters of a text that a client wrote, on one line."""
+    line = " ".join(text[: 4 * limit].split())
+    return line if len(line) <= limit and len(text) <= 4 * limit else line[: limit - 3] + "..."
+
+
 def _require_names(field: str, found: set[str], needed: set[str]) -> None:
     if missing := sorted(needed - found):
-        raise InvalidReply(f"{field} lacks {', '.join(missing[:3])} ({len(missing)} missing)")
+        raise InvalidReply(
+            f"{field} lacks {shortened(', '.join(missing[:3]))} ({len(missing)} missing)"
+        )
     if extra := sorted(found - needed):
-        raise InvalidReply(f"{field} has unknown {', '.join(extra[:3])} ({len(extra)} extra)")
+        raise InvalidReply(
+            f"{field} has unknown {shortened(', '.join(extra[:3]))} ({len(extra)} extra)"
+        )
 
 
 def _tensor(
@@ -116,12 +130,23 @@ def _tensor(
 def _count(metrics: Mapping[str, object], name: str, limit: int) -> int:
     value = metrics.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-        raise InvalidReply(f"metrics[{name}] needs an integer in 1..{limit}, got {value!r}")
+        raise InvalidReply(f"metrics[{name}] needs an integer in 1..{limit}, got {_shown(value)}")
     return value
 
 
 def _finite(metrics: Mapping[str, object], name: str) -> float:
     value = metrics.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise InvalidReply(f"metrics[{name}] needs a finite number, got {value!r}")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not isinstance(value, int | float) or not number or not abs(value) <= float_info.max:
+        raise InvalidReply(f"metrics[{name}] needs a finite number, got {_shown(value)}")
     return float(value)
+
+
+def _shown(value: object) -> str:
+    """What a client sent, in few characters whatever it is."""
+    if value is None or isinstance(value, bool | float):
+        return repr(value)
+    if isinstance(value, int):
+        bits = value.bit_length()
+        return repr(value) if bits <= 64 else f"an integer of {bits} bits"
+    return f"a {type(value).__name__}"

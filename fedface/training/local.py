@@ -82,6 +82,8 @@ def train_locally(
 ) -> TrainingResult:
     """Trains ``backbone`` and ``head`` in place, on the device where they are.
 
+    Dropout draws from torch's global generator: it is seeded from ``rng`` and put back afterwards.
+
     Args:
         backbone: ``(batch, 3, h, w)`` in [-1, 1] -> ``(batch, d)`` embeddings.
         head: ``(embeddings, labels) -> logits``.
@@ -104,30 +106,49 @@ def train_locally(
     backbone.train()
     head.train()
     losses: list[Tensor] = []
-    for _ in range(settings.epochs):
-        for index in batches(len(images), settings.batch_size, rng):
-            batch, target = to_float(images[index.numpy()]), torch.from_numpy(labels[index.numpy()])
-            if poison is not None:
-                batch, target = poison(batch, target, rng)
-            if settings.flip:
-                mirrored = torch.rand(len(batch), generator=rng) < 0.5
-                batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
-            batch = batch.to(device, memory_format=torch.channels_last)
-            target = target.to(device)
-            with precision(device):
-                loss = functional.cross_entropy(head(backbone(batch), target).float(), target)
-                total = loss if extra_loss is None else loss + extra_loss(backbone, batch, rng)
-            if not torch.isfinite(total):
-                raise ValueError(
-                    f"local training needs a finite loss, got {total.item()} in step "
-                    f"{len(losses) + 1} (lower training.optimizer.learning_rate)"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(total)
-            if settings.max_gradient_norm is not None:
-                nn.utils.clip_grad_norm_(
-                    [*backbone.parameters(), *head.parameters()], settings.max_gradient_norm
-                )
-            optimizer.step()
-            losses.append(loss.detach())
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(rng.initial_seed())
+        for _ in range(settings.epochs):
+            for index in batches(len(images), settings.batch_size, rng):
+                batch, target = _load(images[index.numpy()], labels[index.numpy()], poison, rng)
+                if settings.flip:
+                    batch = _flipped(batch, rng)
+                batch = batch.to(device, memory_format=torch.channels_last)
+                target = target.to(device)
+                with precision(device):
+                    loss = functional.cross_entropy(head(backbone(batch), target).float(), target)
+                    total = loss if extra_loss is None else loss + extra_loss(backbone, batch, rng)
+                _descend(optimizer, total, settings.max_gradient_norm)
+                losses.append(loss.detach())
     return TrainingResult(len(images), len(losses), torch.stack(losses).mean().item())
+
+
+def _load(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    poison: Poison | None,
+    rng: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    batch, target = to_float(images), torch.from_numpy(labels)
+    return (batch, target) if poison is None else poison(batch, target, rng)
+
+
+def _flipped(batch: Tensor, rng: torch.Generator) -> Tensor:
+    """Each image or its mirror image, with equal odds."""
+    mirrored = torch.rand(len(batch), generator=rng) < 0.5
+    return torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None) -> None:
+    """One optimiser step; refuses a loss that would make the weights NaN."""
+    if not torch.isfinite(loss):
+        raise ValueError(
+            f"local training needs a finite loss, got {loss.item()} "
+            "(lower training.optimizer.learning_rate)"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    if max_norm is not None:
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(trained, max_norm)
+    optimizer.step()

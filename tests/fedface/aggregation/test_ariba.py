@@ -37,12 +37,12 @@ def test_scores_are_the_robust_z_of_the_counted_flags():
     n_layers = {"conv1": 16, "conv2": 32, "fc": 64}
     assert {name: flagged.shape[1] for name, flagged in flags.items()} == n_layers
     counts = [
-        sum(sum(bool(x) for x in flags[name][i]) / size for name, size in n_layers.items())
+        sum(sum(bool(x) for x in flags[name][i]) / size for name, size in n_layers.items()) / 3
         for i in range(20)
     ]
     middle = statistics.median(counts)
     mad = 1.4826 * statistics.median([abs(c - middle) for c in counts])
-    floor = sum(0.01 * 0.99 / size for size in n_layers.values()) ** 0.5
+    floor = sum(0.01 * 0.99 / size for size in n_layers.values()) ** 0.5 / 3
     result = aggregate(rule, cohort)
     expected = [(c - middle) / max(mad, floor) for c in counts]
     assert result.scores.tolist() == pytest.approx(expected)
@@ -69,8 +69,14 @@ def test_finds_the_toy_attackers():
 
 def test_the_mad_cut_finds_most_toy_attackers_without_knowing_how_many():
     """Eight filters of 64 are near the cut (counts 8 to 11 against up to 4), with ten clients."""
-    found = sum(len({3, 7} & {*pruned(aggregate(Ariba(), toy(seed)))}) for seed in range(10))
+    literal = Ariba(prune=MadCut(min_excess=0))
+    found = sum(len({3, 7} & {*pruned(aggregate(literal, toy(seed)))}) for seed in range(10))
     assert found >= 12
+
+
+def test_the_default_leaves_attackers_of_few_filters_in():
+    """The stated price of few honest exclusions: an eighth of the filters is below min_excess."""
+    assert all(pruned(aggregate(Ariba(), toy(seed))) == [] for seed in range(10))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -35,9 +35,9 @@ def test_mad_cut_matches_the_definition():
 
 
 def test_mad_cut_believes_no_spread_below_the_null():
-    values = counts(*[0.0] * 9, 0.1)
-    assert chosen(MadCut(floor=1)(values, 0.02)) == [9]
-    assert chosen(MadCut(floor=2)(values, 0.02)) == []
+    values = counts(*[0.0] * 9, 0.3)
+    assert chosen(MadCut(floor=1)(values, 0.06)) == [9]
+    assert chosen(MadCut(floor=2)(values, 0.06)) == []
 
 
 def test_mad_cut_overlooks_trifles():

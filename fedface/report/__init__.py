@@ -1,0 +1,1 @@
+"""Recorded results in; tables, reports, model cards and exported models out."""
