@@ -122,12 +122,23 @@ class FaceClient:
         return reply_with(message, metrics=metrics)
 
     def receive(self, message: Message) -> None:
-        """Loads the global weights and buffers of ``message`` into the backbone."""
+        """Loads the global weights and buffers of ``message`` into the backbone.
+
+        Raises:
+            ValueError: If they are not those of this backbone: what is missing would else stay as
+                another site of this process left it.
+        """
         tensors = {
             name: torch.from_numpy(np.array(array.numpy()))
             for record in ("arrays", "buffers")
             for name, array in message.content.array_records.get(record, ArrayRecord()).items()
         }
+        needed = set(parameters.trainable(self.backbone)) | set(parameters.buffers(self.backbone))
+        if differing := sorted(set(tensors) ^ needed):
+            raise ValueError(
+                f"client {self.client} needs the weights of its own backbone, differing: "
+                f"{', '.join(differing[:3])} ({len(differing)} names)"
+            )
         parameters.load(self.backbone, tensors)
 
     def _head(self, context: Context, server_round: int) -> nn.Module:

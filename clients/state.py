@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,7 +34,11 @@ class SiteState:
     folder: Path | None
 
     def load(self, context: Context, server_round: int) -> dict[str, Tensor] | None:
-        """Returns the head that this site had before ``server_round``, or None at its start."""
+        """Returns the head that this site had before ``server_round``, or None at its start.
+
+        Raises:
+            ValueError: If the file of that round is damaged.
+        """
         meta = context.state.get(_META)
         head = context.state.get(_HEAD)
         if (
@@ -43,7 +48,7 @@ class SiteState:
         ):
             return {name: torch.from_numpy(np.array(a.numpy())) for name, a in head.items()}
         earlier = [r for r in self._rounds() if r < server_round]
-        return load_file(self._path(max(earlier))) if earlier else None
+        return _read(self._path(max(earlier))) if earlier else None
 
     def save(self, context: Context, server_round: int, head: Mapping[str, Tensor]) -> None:
         """Keeps the head that this site has after ``server_round``."""
@@ -69,3 +74,10 @@ class SiteState:
 
     def _path(self, server_round: int) -> Path:
         return (self.folder or Path()) / f"head-round-{server_round:06d}.safetensors"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: needed a whole head, found: {error}") from None

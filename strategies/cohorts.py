@@ -38,26 +38,45 @@ def exchange(
     Returns:
         Client id -> reply (possibly an error reply). A client that stayed silent is absent.
     """
-    waiting = {}
-    for client, message in messages.items():
-        for message_id in grid.push_messages([message]):
-            waiting[message_id] = client
+    waiting = _send(grid, messages)
     replies: dict[int, Message] = {}
     deadline = monotonic() + timeout
     while waiting and monotonic() < deadline:
-        arrived = list(grid.pull_messages(list(waiting)))
-        for reply in arrived:
-            client = waiting.pop(reply.metadata.reply_to_message_id)
-            replies[client] = reply
-            if on_reply is not None:
+        arrived = _collect(grid, waiting)
+        replies |= arrived
+        if on_reply is not None:
+            for client, reply in arrived.items():
                 on_reply(client, reply)
         if not arrived:
             sleep(poll_seconds)
     return replies
 
 
+def _send(grid: Grid, messages: Mapping[int, Message]) -> dict[str, int]:
+    """Message id -> receiver, for what the grid took (for a node that is gone it says None)."""
+    sent = {}
+    for receiver, message in messages.items():
+        for message_id in grid.push_messages([message]):
+            if message_id:
+                sent[message_id] = receiver
+    return sent
+
+
+def _collect(grid: Grid, waiting: dict[str, int]) -> dict[int, Message]:
+    """Receiver -> reply, for the replies that are there; takes them out of ``waiting``."""
+    arrived = {}
+    for reply in grid.pull_messages(list(waiting)) if waiting else ():
+        receiver = waiting.pop(reply.metadata.reply_to_message_id, None)
+        if receiver is not None:
+            arrived[receiver] = reply
+    return arrived
+
+
 def roll_call(grid: Grid, n_clients: int, timeout: float = 120.0) -> dict[int, int]:
-    """Asks every connected node which partition it holds.
+    """Asks every connected node which partition it holds, those that come late too.
+
+    It ends when every id has one node and every node has answered: a quick liar is not believed
+    before the honest node spoke. A node that stays silent thus costs ``timeout``, no more.
 
     Args:
         grid: Flower's grid.
@@ -72,24 +91,29 @@ def roll_call(grid: Grid, n_clients: int, timeout: float = 120.0) -> dict[int, i
     """
     deadline = monotonic() + timeout
     claims: dict[int, int] = {}
+    waiting: dict[str, int] = {}
     while True:
-        new = [node for node in sorted(grid.get_node_ids()) if node not in claims]
-        queries = {node: Message(RecordDict(), node, MessageType.QUERY) for node in new}
-        for node, reply in exchange(grid, queries, max(deadline - monotonic(), 0.1)).items():
-            claimed = None if reply.has_error() else _claimed_id(reply)
+        nodes = set(grid.get_node_ids())
+        claims = {node: claim for node, claim in claims.items() if node in nodes}
+        waiting = {message: node for message, node in waiting.items() if node in nodes}
+        new = sorted(nodes - set(claims) - set(waiting.values()))
+        waiting |= _send(grid, {n: Message(RecordDict(), n, MessageType.QUERY) for n in new})
+        for node, reply in _collect(grid, waiting).items():
+            claimed = _claimed_id(reply) if reply.has_content() else None
             if claimed is not None:
                 claims[node] = claimed
         ids = list(claims.values())
         roster = {i: node for node, i in claims.items() if 0 <= i < n_clients and ids.count(i) == 1}
-        if len(roster) == n_clients:
+        late = monotonic() > deadline
+        if len(roster) == n_clients and (late or not waiting):
             return dict(sorted(roster.items()))
-        if monotonic() > deadline:
+        if late:
             missing = sorted(set(range(n_clients)) - set(roster))
             raise TooFewClients(
                 f"federation needs clients 0..{n_clients - 1}, each on one node; within "
                 f"{timeout:g} s found {len(roster)}, missing or claimed twice: {missing[:10]}"
             )
-        sleep(0.2)
+        sleep(0.05)
 
 
 def _claimed_id(reply: Message) -> int | None:
@@ -104,11 +128,11 @@ def sample_cohort(
     """Returns this round's clients, ascending: all, or ``n_sampled`` drawn without replacement.
 
     Raises:
-        ValueError: If more clients are asked for than there are.
+        ValueError: If more clients are asked for than there are, or none.
     """
     if n_sampled is None or n_sampled == len(clients):
         return tuple(sorted(clients))
-    if n_sampled > len(clients):
-        raise ValueError(f"cohort needs n_sampled <= {len(clients)} clients, got {n_sampled}")
+    if not 1 <= n_sampled <= len(clients):
+        raise ValueError(f"cohort needs n_sampled in 1..{len(clients)} clients, got {n_sampled}")
     rng = numpy_stream(seed, "cohort", server_round)
     return tuple(sorted(rng.choice(sorted(clients), n_sampled, replace=False).tolist()))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -138,7 +139,7 @@ class RobustStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screens and aggregates; ``(None, ...)`` keeps the global model."""
-        clients = {node: client for client, node in self._roster.items()}
+        clients = {self._roster[client]: client for client in self._cohort}
         known = {
             clients[reply.metadata.src_node_id]: reply
             for reply in replies
@@ -164,7 +165,7 @@ class RobustStrategy(Strategy):
         """Returns the mean local loss and accuracy, weighted by images; malformed ones dropped."""
         totals = [0.0, 0.0, 0.0]
         for reply in replies:
-            metrics = None if reply.has_error() else reply.content.get(METRICS)
+            metrics = reply.content.get(METRICS) if reply.has_content() else None
             if not isinstance(metrics, MetricRecord):
                 continue
             n, loss, accuracy = (metrics.get(k) for k in ("num-examples", "loss", "accuracy"))
@@ -173,7 +174,8 @@ class RobustStrategy(Strategy):
                 and 0 < n <= self.limits.max_examples
                 and isinstance(loss, float)
                 and isinstance(accuracy, float)
-                and torch.isfinite(torch.tensor([loss, accuracy])).all()
+                and isfinite(loss)
+                and 0 <= accuracy <= 1
             ):
                 totals = [totals[0] + n, totals[1] + n * loss, totals[2] + n * accuracy]
         if not totals[0]:
@@ -222,7 +224,7 @@ class RobustStrategy(Strategy):
         cohort = to_cohort(updates, self.layout, server_round, self.seed)
         try:
             aggregation, state = self.aggregator(cohort, self.state)
-        except ValueError as error:
+        except (ValueError, torch.linalg.LinAlgError) as error:
             return None, RoundRecord(server_round, (), rejected, f"aggregator refused: {error}")
         if not torch.isfinite(aggregation.update).all():
             why = "aggregated update is not finite"

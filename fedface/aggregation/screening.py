@@ -137,7 +137,7 @@ def _count(metrics: Mapping[str, object], name: str, limit: int) -> int:
 def _finite(metrics: Mapping[str, object], name: str) -> float:
     value = metrics.get(name)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not isinstance(value, int | float) or not number or not abs(value) <= float_info.max:
+    if not number or not abs(value) <= float_info.max:
         raise InvalidReply(f"metrics[{name}] needs a finite number, got {_shown(value)}")
     return float(value)
 

@@ -39,9 +39,10 @@ class Faces:
                 "images need shape (n, height, width, 3) and dtype uint8, "
                 f"got {self.images.shape} {self.images.dtype}"
             )
-        if self.identities.shape != self.images.shape[:1]:
+        if self.identities.shape != self.images.shape[:1] or self.identities.dtype != np.int64:
             raise ValueError(
-                f"identities need shape {self.images.shape[:1]}, got {self.identities.shape}"
+                f"identities need shape {self.images.shape[:1]} and dtype int64, "
+                f"got {self.identities.shape} {self.identities.dtype}"
             )
         present = np.unique(self.identities)
         if not np.array_equal(present, np.arange(len(self.names))):
