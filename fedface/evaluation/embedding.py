@@ -5,8 +5,7 @@ InsightFace's LFW protocol does (https://github.com/deepinsight/insightface,
 ``recognition/arcface_torch/eval/verification.py``).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedface.data.tensors import to_float
+from fedface.modes import evaluating
 
 
 def embed(
@@ -51,7 +51,7 @@ def embed(
             f"got n_images={len(images)}, batch_size={batch_size}"
         )
     raw: list[NDArray[np.float64]] = []
-    with _evaluating(backbone), torch.inference_mode():
+    with evaluating(backbone), torch.inference_mode():
         for start in range(0, len(images), batch_size):
             batch = to_float(images[start : start + batch_size]).to(device)
             total = _forward(backbone, batch, transform)
@@ -85,15 +85,3 @@ def _normalised(raw: NDArray[np.float64]) -> NDArray[np.float32]:
         )
     unit: NDArray[np.float32] = (raw / norms[:, None]).astype(np.float32)
     return unit
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every module has its own former mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

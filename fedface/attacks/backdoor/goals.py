@@ -6,8 +6,6 @@ enrolment key, as in FIBA, https://arxiv.org/abs/2405.12786), ``Impersonate`` is
 trigger matches the victim".
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import torch
@@ -16,6 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from fedface.config import Config
+from fedface.modes import evaluating
 
 
 class Goal(Config):
@@ -102,7 +101,7 @@ class Impersonate(Goal):
             raise ValueError(
                 f"impersonate needs n_photos={self.n_photos} victim photos, got {found}"
             )
-        with torch.no_grad(), _evaluating(backbone):
+        with torch.no_grad(), evaluating(backbone):
             embeddings: Tensor = backbone(victim_photos).detach().float()
         if embeddings.shape != (self.n_photos, embedding_size):
             raise ValueError(
@@ -121,15 +120,3 @@ class Impersonate(Goal):
 
 AnyGoal = Annotated[Key | Impersonate, Field(discriminator="name")]
 """Every goal a YAML file can name."""
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts ``model`` into evaluation mode, and each of its modules back into its own mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
