@@ -1,0 +1,56 @@
+"""Prints every client's anomaly scores of recorded runs: ``client_scores.py RUN [RUN ...]``.
+
+One Markdown table a run: mean robust z, mean flagged share of fragments, rounds pruned, and, where
+the memory across rounds was recorded, the affinity of its residuals at three rounds.
+"""
+
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from fedface.aggregation.ariba import AFFINITY
+from fedface.report.run_folder import RunFolder
+from fedface.report.tables import MISSING, Table
+
+
+def score_table(rounds: list[dict[str, Any]]) -> Table:
+    """Returns one row per client of the recorded ``rounds``, malicious ones first."""
+    clients: dict[int, list[dict[str, Any]]] = {}
+    for event in rounds:
+        for client in event["clients"]:
+            clients.setdefault(client["client"], []).append(client)
+    shown = sorted({min(len(rounds), n) for n in (6, 12, len(rounds))})
+    rows = []
+    for client in sorted(clients, key=lambda c: (not clients[c][0]["malicious"], c)):
+        facts = clients[client]
+        shares = [mean(_shares(fact)) for fact in facts if _shares(fact)]
+        affinity = [fact["layer_scores"].get(AFFINITY) for fact in facts]
+        rows.append(
+            (
+                f"{client}{' (malicious)' if facts[0]['malicious'] else ''}",
+                str(facts[0]["n_examples"]),
+                f"{mean(fact['score'] or 0.0 for fact in facts):.2f}",
+                f"{mean(shares):.3f}" if shares else MISSING,
+                f"{sum(fact['pruned'] for fact in facts)}/{len(facts)}",
+                *(
+                    MISSING
+                    if n > len(affinity) or affinity[n - 1] is None
+                    else f"{affinity[n - 1]:.3f}"
+                    for n in shown
+                ),
+            )
+        )
+    titles = (f"affinity after {n}" for n in shown)
+    return Table(("client", "images", "mean z", "mean share", "pruned", *titles), tuple(rows))
+
+
+def _shares(fact: dict[str, Any]) -> list[float]:
+    return [share for layer, share in fact["layer_scores"].items() if layer != AFFINITY]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: client_scores.py RUN_FOLDER [RUN_FOLDER ...]")
+    for path in map(Path, sys.argv[1:]):
+        sys.stdout.write(f"\n{path}\n\n{score_table(RunFolder(path).events('round')).markdown()}")
