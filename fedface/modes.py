@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts ``model`` into evaluation mode; afterwards each of its modules has its own mode again."""
+    """Puts ``model`` into evaluation mode, and each of its modules back into its own mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
