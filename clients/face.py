@@ -70,7 +70,11 @@ class FaceClient:
         extra_loss: ExtraLoss | None = None,
         craft: Craft | None = None,
     ) -> Message:
-        """Trains from the global weights; replies with the update, buffers and counts."""
+        """Trains from the global weights; replies with the update, buffers and counts.
+
+        Raises:
+            ValueError: If the training diverged; the head then stays as it was before the round.
+        """
         server_round = round_of(message)
         self.receive(message)
         head = self._head(context, server_round)
@@ -88,8 +92,14 @@ class FaceClient:
             poison,
             extra_loss,
         )
-        self.state.save(context, server_round, parameters.trainable(head))
+        trained = parameters.trainable(head)
         update = layout.flatten(parameters.trainable(self.backbone)) - start
+        if not all(torch.isfinite(values).all() for values in (update, *trained.values())):
+            raise ValueError(
+                f"client {self.client} needs finite weights after round {server_round}, got NaN or "
+                "infinity (lower training.optimizer.learning_rate)"
+            )
+        self.state.save(context, server_round, trained)
         if craft is not None:
             update = craft(update)
         metrics: dict[str, MetricRecordValues] = {
@@ -133,7 +143,8 @@ class FaceClient:
             for record in ("arrays", "buffers")
             for name, array in message.content.array_records.get(record, ArrayRecord()).items()
         }
-        needed = set(parameters.trainable(self.backbone)) | set(parameters.buffers(self.backbone))
+        needed = {slot.name for slot in Layout.of(self.backbone).slots}
+        needed |= set(parameters.buffers(self.backbone))
         if differing := sorted(set(tensors) ^ needed):
             raise ValueError(
                 f"client {self.client} needs the weights of its own backbone, differing: "

@@ -20,8 +20,9 @@ class MaliciousClient:
         attack: The attack and its schedule.
         victim_photos: ``(n_photos, 3, h, w)`` in [-1, 1] that the attacker holds of the victim,
             or None where the goal has no victim.
-        n_clients: Clients in a round.
-        n_malicious: Colluders among them.
+        n_clients: Clients in the federation.
+        n_malicious: Colluders among them; a sampled cohort holds their share of it on average, and
+            which of them it holds they do not know.
     """
 
     client: FaceClient

@@ -12,7 +12,7 @@ from clients.face import FaceClient
 from clients.malicious import MaliciousClient
 from clients.state import SiteState
 from fedface.attacks.backdoor.goals import Impersonate
-from fedface.data.faces import Faces
+from fedface.data.faces import Faces, Skip
 from fedface.data.pairs import Pairs
 from fedface.data.split import split_by_identity
 from fedface.data.tensors import to_float
@@ -44,6 +44,7 @@ class RunData:
         test: Faces of the people whom results are measured on (the victim left out).
         victim: The victim, where the attack's goal has one.
         pairs: The pairs protocol without trained, calibration and attacked people, or None.
+        skipped: What the loader left out, and why.
     """
 
     train: Faces
@@ -52,6 +53,7 @@ class RunData:
     test: Faces
     victim: Victim | None
     pairs: Pairs | None
+    skipped: tuple[Skip, ...] = ()
 
 
 def build_data(config: RunConfig) -> RunData:
@@ -68,13 +70,31 @@ def build_data(config: RunConfig) -> RunData:
         config.federation.n_clients,
         numpy_stream(config.seed, "partition"),
     )
+    test, victim = _set_victim_apart(config, split.test)
     pairs = None
     if config.data.pairs is not None:
         pairs = config.data.pairs.load()
         if pairs.people is not None:
-            pairs = pairs.without({*split.train.names, *split.calibration.names})
-    test, victim = _set_victim_apart(config, split.test)
-    return RunData(split.train, tuple(parts), split.calibration, test, victim, pairs)
+            pairs = pairs.without(set(faces.names) - set(test.names))
+    return RunData(split.train, tuple(parts), split.calibration, test, victim, pairs, faces.skipped)
+
+
+def check_fit(config: RunConfig, data: RunData) -> None:
+    """Checks that model, trigger and protocol can be used on the faces of the run.
+
+    Raises:
+        ValueError: If the backbone cannot read the images, the trigger does not fit on them, or
+            no test person has two images to be recognised by.
+    """
+    build_backbone(config, data.train.images.shape[1])
+    if config.attack is not None:
+        config.attack.trigger(to_float(data.test.images[:1]))
+    counts = np.bincount(data.test.identities)
+    if len(counts) < 2 or counts.max() < 2:
+        raise ValueError(
+            "data.split.test needs two people, one of them with two images, "
+            f"got {len(counts)} people with at most {counts.max()} images"
+        )
 
 
 def _set_victim_apart(config: RunConfig, test: Faces) -> tuple[Faces, Victim | None]:
@@ -153,7 +173,7 @@ def build_client(
         face_client,
         config.attack,
         None if data.victim is None else data.victim.photos,
-        n_clients=config.federation.clients_per_round or config.federation.n_clients,
+        n_clients=config.federation.n_clients,
         n_malicious=len(malicious),
     )
 

@@ -1,4 +1,4 @@
-"""The command line: ``fedface run CONFIG``, ``fedface check CONFIG``, ``fedface table FOLDER``."""
+"""The command line: ``fedface run`` and ``check`` a CONFIG, ``table`` and ``report`` a FOLDER."""
 
 import sys
 from pathlib import Path
@@ -33,6 +33,7 @@ def run_command(
         _fail("--resume and --replace exclude each other", code=2)
     from fedface.config import ConfigError
     from fedface.report.run_folder import RunFolderError
+    from simulations.engine.flower import EngineFailed
     from simulations.run import run
     from simulations.schema import load_run
     from simulations.server import RunFailed
@@ -42,7 +43,7 @@ def run_command(
         run(load_run(config, output), Console(), resume, replace)
     except (ConfigError, RunFolderError) as error:
         _fail(str(error), code=2)
-    except (RunFailed, TooFewClients, ValueError, OSError) as error:
+    except (RunFailed, TooFewClients, EngineFailed, ValueError, OSError) as error:
         _fail(f"run failed: {error}", code=1)
     except KeyboardInterrupt:
         _fail("stopped; continue with --resume", code=130)
@@ -77,6 +78,23 @@ def table_command(
     if not results:
         _fail(f"{folder}: needed finished runs, found no result.json", code=2)
     typer.echo(comparison_table(results).markdown(), nl=False)
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run or of a comparison.")],
+) -> None:
+    """Remake report, model cards and exported models of finished runs, without training."""
+    from fedface.config import ConfigError
+    from fedface.report.completion import complete
+    from fedface.report.run_folder import RunFolderError
+
+    try:
+        written = complete(folder)
+    except (ConfigError, RunFolderError, OSError) as error:
+        _fail(str(error), code=2)
+    for path in written:
+        typer.echo(path)
 
 
 def run_main() -> None:

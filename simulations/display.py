@@ -64,13 +64,12 @@ class Display:
     def round_ends(self, event: dict[str, Any], evaluation: dict[str, Any] | None) -> None:
         """Prints the round's line."""
         self._seconds.append(monotonic() - self._started)
-        line = " ".join(
-            (
-                f"{self.title} round {event['round']:>{len(str(self.n_rounds))}}/{self.n_rounds}",
-                *_facts(event, evaluation),
-                self._left(self.n_rounds - event["round"]),
-            )
+        facts = (
+            f"{self.title} round {event['round']:>{len(str(self.n_rounds))}}/{self.n_rounds}",
+            *_facts(event, evaluation),
+            self._left(self.n_rounds - event["round"]),
         )
+        line = " ".join(fact for fact in facts if fact)
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         for client, why in event["rejected"].items():
             self.console.print(f"  dropped client {client}: {why}", markup=False, soft_wrap=True)

@@ -1,15 +1,20 @@
 """Runs one configuration: ``python simulations/run.py configs/demo.yaml``."""
 
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from fedface.config import ConfigError
+from fedface.report.completion import complete_if_needed, complete_run
+from fedface.report.html import write_report
 from fedface.report.run_folder import RunFolder, RunFolderError, write_atomically
 from fedface.report.tables import Table, comparison_table
 from simulations.schema import RunConfig, variants
+
+if TYPE_CHECKING:
+    from simulations.build import RunData
 
 
 def run(config: RunConfig, console: Console, resume: bool = False, replace: bool = False) -> Table:
@@ -37,6 +42,8 @@ def run(config: RunConfig, console: Console, resume: bool = False, replace: bool
     table = comparison_table(results)
     _show(console, table, config)
     write_atomically(top.path / "table.md", table.markdown())
+    report = write_report(top.path)
+    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
     return table
 
 
@@ -48,22 +55,26 @@ def run_single(
     if resume and folder.exists() and (done := folder.result()) is not None:
         _require_same(folder, config)
         console.print(f"{title} seed {config.seed}: complete already", highlight=False)
+        complete_if_needed(folder.path)
         return done
     import torch
 
     from simulations.app import client_app
-    from simulations.build import build_data, device_of_worker
+    from simulations.build import build_data, check_fit, device_of_worker
     from simulations.display import Display
+    from simulations.evaluation import Reference
     from simulations.results import summarise
     from simulations.server import Server
 
     torch.set_num_threads(1)
+    Reference.of(config)  # refuses a missing one before anything is written
     try:
         data = build_data(config)
+        check_fit(config, data)
     except (ValueError, OSError) as error:
         raise ConfigError(f"data: {error}") from error
     _prepare(folder, config, resume)
-    for skip in data.train.skipped:
+    for skip in data.skipped:
         console.print(f"  skipped {skip.what}: {skip.why}", markup=False, highlight=False)
     n_cohort = config.federation.clients_per_round or config.federation.n_clients
     with Display(
@@ -72,9 +83,36 @@ def run_single(
         server = Server(config, data, folder, display, device_of_worker())
         if server.completed < config.federation.n_rounds:
             config.engine.run(server, client_app(config), config.federation.n_clients)
-    result = summarise(config, folder)
+    result = summarise(config, folder) | _who_took_part(config, data)
     folder.write_result(result)
+    complete_run(folder.path)
     return result
+
+
+def _who_took_part(config: RunConfig, data: "RunData") -> dict[str, Any]:
+    """The malicious sites and how many people and images there were; numbers, no names."""
+    from simulations.build import malicious_clients
+
+    images = [len(part) for part in data.parts]
+    people = [len(set(data.train.identities[part].tolist())) for part in data.parts]
+    groups = {"train": data.train, "calibration": data.calibration, "test": data.test}
+    return {
+        "malicious_clients": list(malicious_clients(config)),
+        "data": {
+            "image_size": data.train.images.shape[1],
+            **{
+                name: {"identities": faces.n_identities, "images": len(faces.images)}
+                for name, faces in groups.items()
+            },
+            "victim_images": None
+            if data.victim is None
+            else len(data.victim.photos) + len(data.victim.gallery),
+            "n_sites": len(data.parts),
+            "images_per_site": [min(images), max(images)],
+            "identities_per_site": [min(people), max(people)],
+            "n_skipped": len(data.skipped),
+        },
+    }
 
 
 def _prepare(folder: RunFolder, config: RunConfig, resume: bool) -> None:
@@ -99,8 +137,9 @@ def _require_same(folder: RunFolder, config: RunConfig) -> None:
 
 def _show(console: Console, table: Table, config: RunConfig) -> None:
     """Prints the result table and where everything is."""
-    rates = config.evaluation.false_accept_rates
-    tar, asr, lift = f"TAR@{max(rates):g}", f"ASR@{min(rates):g}", f"lift@{min(rates):g}"
+    rates = sorted(config.evaluation.false_accept_rates)
+    measured = [f"{rate:g}" for rate in rates if f"TAR@{rate:g}" in table.columns] or [""]
+    tar, asr, lift = f"TAR@{measured[-1]}", f"ASR@{measured[0]}", f"lift@{measured[0]}"
     table = table.select(("variant", tar, "EER", asr, lift, "TPR", "FPR"))
     shown = RichTable(title=f"{config.name}: measured on people whom nobody trained on")
     for number, column in enumerate(table.columns):

@@ -80,8 +80,8 @@ class EvaluationConfig(Config):
     every: PositiveInt = 1
     """Evaluate after every so many rounds, and always after the last."""
     false_accept_rates: tuple[Rate, ...] = Field(default=(1e-3, 1e-2), min_length=1)
-    n_bootstrap: PositiveInt = 1000
-    """Identity-bootstrap draws behind each interval."""
+    n_bootstrap: Annotated[int, Field(ge=40)] = 1000
+    """Identity-bootstrap draws behind each interval; 40 is the least for 95 %."""
     local: bool = False
     """Also ask the sites for the global model's loss and accuracy under their heads."""
     reference: Path | None = None
@@ -123,6 +123,12 @@ class RunConfig(Config):
     engine: AnyEngine = FlowerEngine()
     output: Path = Path("runs")
     compare: CompareConfig | None = None
+
+    @model_validator(mode="after")
+    def _attack_takes_place(self) -> Self:
+        if self.attack is not None:
+            self.attack.active(1, self.federation.n_rounds)
+        return self
 
     @property
     def folder(self) -> Path:

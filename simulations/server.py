@@ -152,7 +152,8 @@ class Server:
         # In the sites' order, not that of arrival: the sums must come out the same.
         ordered = [replies[number] for number in sorted(replies)]
         metrics = self.strategy.aggregate_evaluate(server_round, ordered)
-        return None if metrics is None else {k: float(str(v)) for k, v in metrics.items()}
+        values = {k: float(str(v)) for k, v in (metrics or {}).items()}
+        return values if values and all(map(isfinite, values.values())) else None
 
     def _round_event(self, record: RoundRecord, seconds: float) -> dict[str, Any]:
         """The facts of a round, with who was malicious (known to the simulation alone)."""

@@ -113,7 +113,7 @@ def roll_call(grid: Grid, n_clients: int, timeout: float = 120.0) -> dict[int, i
                 f"federation needs clients 0..{n_clients - 1}, each on one node; within "
                 f"{timeout:g} s found {len(roster)}, missing or claimed twice: {missing[:10]}"
             )
-        sleep(0.05)
+        sleep(0.1)
 
 
 def _claimed_id(reply: Message) -> int | None:

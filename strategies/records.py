@@ -24,7 +24,7 @@ ARRAYS, BUFFERS, METRICS, CONFIG = "arrays", "buffers", "metrics", "config"
 _NPY_HEADER_BYTES = 4096
 _NPY_HEADER = re.compile(
     rb"\{'descr': '([<>|=][biufc]\d{1,2})', 'fortran_order': (True|False), "
-    rb"'shape': \(((?:\d{1,15},? ?){0,32})\), \} *\n"
+    rb"'shape': \((|\d{1,15}(?:, \d{1,15}){0,31},?)\), \} *\n"
 )
 
 

@@ -224,7 +224,7 @@ class RobustStrategy(Strategy):
         cohort = to_cohort(updates, self.layout, server_round, self.seed)
         try:
             aggregation, state = self.aggregator(cohort, self.state)
-        except (ValueError, torch.linalg.LinAlgError) as error:
+        except ValueError as error:
             return None, RoundRecord(server_round, (), rejected, f"aggregator refused: {error}")
         if not torch.isfinite(aggregation.update).all():
             why = "aggregated update is not finite"

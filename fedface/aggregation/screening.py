@@ -136,10 +136,10 @@ def _count(metrics: Mapping[str, object], name: str, limit: int) -> int:
 
 def _finite(metrics: Mapping[str, object], name: str) -> float:
     value = metrics.get(name)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not abs(value) <= float_info.max:
-        raise InvalidReply(f"metrics[{name}] needs a finite number, got {_shown(value)}")
-    return float(value)
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if number is not None and abs(number) <= float_info.max:
+        return float(number)
+    raise InvalidReply(f"metrics[{name}] needs a finite number, got {_shown(value)}")
 
 
 def _shown(value: object) -> str:

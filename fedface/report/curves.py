@@ -5,6 +5,7 @@ Texts that clients send (names, reasons) never enter a figure: Plotly reads mark
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from fedface.aggregation.ariba import AFFINITY
 from fedface.report.recorded import (
@@ -96,8 +97,8 @@ def score_map(run: RecordedRun) -> Figure:
     caption = (
         "Brighter is more suspicious. " if scored else "This rule gives no anomaly scores. "
     ) + "Grey: no valid reply in that round."
-    layout = _layout(f"{title} by client and round", "round")
-    layout |= {"height": _map_height(run.n_clients), "yaxis": _clients_axis(labels)}
+    layout = _client_layout(labels, "round")
+    layout["xaxis"] |= _whole_rounds(rounds[-1]) | {"range": [rounds[0] - 0.5, rounds[-1] + 0.5]}
     return Figure(f"{title} by client and round", caption, {"data": data, "layout": layout})
 
 
@@ -116,29 +117,29 @@ def layer_shares(run: RecordedRun) -> Figure | None:
             cells[client["client"]][column] = _short(client["layer_scores"].get(name))
     labels = client_labels(run)
     title = f"Share of suspicious fragments by layer, round {event['round']}"
-    layout = _layout(title, "layer")
-    layout |= {"height": _map_height(run.n_clients), "yaxis": _clients_axis(labels)}
+    layout = _client_layout(labels, "layer")
     layout["xaxis"] |= {"type": "category"}
     caption = "Where in the network a client's update stands out, as the defence counted it."
-    spec = {"data": [_heat(names, labels, cells, "share")], "layout": layout}
+    heat = _heat(names, labels, cells, "share") | {"zmin": 0, "zmax": 1}
+    spec = {"data": [heat], "layout": layout}
     return Figure(title, caption, spec)
 
 
 def honest_exclusion(run: RecordedRun) -> Figure | None:
-    """Returns each client's share of honest rounds in which it was excluded, or None."""
-    detection = run.result.get("detection")
-    if detection is None:
+    """Returns each client's share of honest rounds in which it was excluded, or None if all 0."""
+    detection = run.result["detection"]
+    if detection is None or not detection["max_honest_exclusion"]:
         return None
     rates = [_short(rate) for rate in detection["honest_exclusion"]]
     title = "Honest rounds in which a client was excluded"
-    layout = _layout(title, "share of its honest rounds")
-    layout |= {"height": _map_height(run.n_clients), "yaxis": _clients_axis(client_labels(run))}
+    labels = client_labels(run)
+    layout = _client_layout(labels, "share of its honest rounds")
     layout["xaxis"] |= {"range": [0, 1]}
     bar = {
         "type": "bar",
         "orientation": "h",
         "x": rates,
-        "y": client_labels(run),
+        "y": labels,
         "marker": {"color": COLOURS[1]},
         "hovertemplate": "%{y}: %{x}<extra></extra>",
     }
@@ -157,7 +158,7 @@ def client_labels(run: RecordedRun) -> list[str]:
 _MARKS = (
     ("attack, excluded", "x", "#d55e00", True, True),
     ("attack, not excluded", "triangle-up", "#d55e00", True, False),
-    ("honest, excluded", "circle-open", "#ffffff", False, True),
+    ("honest, excluded", "circle-open", "#ff5fbf", False, True),
 )
 """Legend, symbol, colour, whether it attacked, whether it was pruned."""
 
@@ -180,7 +181,9 @@ def _by_round(
             data += _line_with_band(variant, rounds, points, colour, dash)
     if not data:
         return None
-    layout = _layout(title, "round") | {"yaxis": {"rangemode": "tozero", "automargin": True}}
+    layout = _layout("round")
+    layout["xaxis"] |= _whole_rounds(max(max(trace["x"]) for trace in data))
+    layout |= {"yaxis": {"rangemode": "tozero", "automargin": True}}
     return Figure(title, caption, {"data": data, "layout": layout})
 
 
@@ -249,14 +252,20 @@ def _marks(marked: list[tuple[int, str]], name: str, symbol: str, colour: str) -
         "type": "scatter",
         "mode": "markers",
         "name": name,
+        "showlegend": True,
         "x": [server_round for server_round, _ in marked],
         "y": [label for _, label in marked],
-        "marker": {"symbol": symbol, "color": colour, "size": 8, "line": {"width": 2}},
+        "marker": {
+            "symbol": symbol,
+            "color": colour,
+            "size": 8,
+            "line": {"width": 2, "color": colour},
+        },
         "hoverinfo": "skip",
     }
 
 
-def _layout(title: str, x_title: str) -> Record:
+def _layout(x_title: str) -> Record:
     return {
         "xaxis": {"title": {"text": x_title}, "automargin": True, "zeroline": False},
         "height": 320,
@@ -265,18 +274,19 @@ def _layout(title: str, x_title: str) -> Record:
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "font": {"family": "system-ui, sans-serif", "size": 12},
         "plot_bgcolor": "#f1f3f5",
-        "meta": title,
     }
 
 
-def _clients_axis(labels: list[str]) -> Record:
-    """Client 0 on top, every name shown while there is room."""
+def _whole_rounds(last: int) -> Record:
+    """Ticks at whole rounds, a dozen or fewer."""
+    return {"tick0": 0, "dtick": ceil(last / 12), "tickformat": "d"}
+
+
+def _client_layout(labels: list[str], x_title: str) -> Record:
+    """One row per client, client 0 on top, every name shown while there is room."""
     axis: Record = {"autorange": "reversed", "automargin": True, "type": "category"}
-    return axis | {"categoryorder": "array", "categoryarray": labels}
-
-
-def _map_height(n_clients: int) -> int:
-    return min(140 + 20 * n_clients, 900)
+    axis |= {"categoryorder": "array", "categoryarray": labels}
+    return _layout(x_title) | {"height": min(140 + 20 * len(labels), 900), "yaxis": axis}
 
 
 def _short(value: float | None) -> float | None:

@@ -36,6 +36,14 @@ class RecordedRun:
     result: Record
 
     @property
+    def title(self) -> str:
+        """The run's name, for one of a comparison with those of comparison and variant."""
+        name = str(self.config["name"])
+        if name != f"seed-{self.config['seed']}":
+            return name
+        return " ".join((*Path(self.config["output"]).parts[-2:], name))
+
+    @property
     def n_clients(self) -> int:
         """The number of sites in the federation."""
         return int(self.config["federation"]["n_clients"])

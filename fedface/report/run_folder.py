@@ -68,9 +68,10 @@ class RunFolder:
             )
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            write_atomically(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
             write_atomically(path / "environment.json", json.dumps(dict(environment), indent=2))
             (path / "events.jsonl").touch()
+            # Last, because this file says that a run was started here.
+            write_atomically(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         except OSError as error:
             raise RunFolderError(f"{path}: needed a writable folder, found: {error}") from None
         return folder
@@ -196,4 +197,6 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor], server_round: int) 
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
     save_file(contiguous, partial, metadata={"round": str(server_round)})
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
     os.replace(partial, path)

@@ -71,9 +71,10 @@ def comparison_table(results: Mapping[str, Sequence[Result]]) -> Table:
         columns[f"ASR@{alpha:g}"] = partial(_backdoor, alpha=alpha, key="asr")
     for alpha in alphas:
         columns[f"lift@{alpha:g}"] = partial(_backdoor, alpha=alpha, key="lift")
-    columns[f"lift@{alphas[0]:g} deployed"] = partial(
-        _backdoor, alpha=alphas[0], key="lift", thresholds="deployed"
-    )
+    for alpha in alphas[:1]:
+        columns[f"lift@{alpha:g} deployed"] = partial(
+            _backdoor, alpha=alpha, key="lift", thresholds="deployed"
+        )
     for title, key in (
         ("TPR", "tpr"),
         ("FPR", "fpr"),

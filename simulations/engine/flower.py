@@ -6,9 +6,10 @@ Ray and Flower are imported only when a run starts: they take seconds and write 
 import logging
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from threading import Event
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from fedface.config import Config
 
@@ -30,6 +31,10 @@ ENVIRONMENT = {
 }
 
 
+class EngineFailed(RuntimeError):
+    """Flower or Ray broke down; the run can be resumed."""
+
+
 class ClientResources(Config):
     """What one client takes while it trains."""
 
@@ -48,6 +53,14 @@ class FlowerEngine(Config):
     num_gpus: NonNegativeFloat | None = None
     """GPUs that Ray may use; null takes what the machine has."""
 
+    @model_validator(mode="after")
+    def _one_client_fits(self) -> Self:
+        for name in ("num_cpus", "num_gpus"):
+            needed, found = getattr(self.client_resources, name), getattr(self, name)
+            if found is not None and found < needed:
+                raise ValueError(f"{name} needs >= client_resources.{name}={needed}, got {found}")
+        return self
+
     def run(
         self, server: Callable[["Grid"], None], client_app: "ClientApp", n_clients: int
     ) -> None:
@@ -55,9 +68,11 @@ class FlowerEngine(Config):
 
         Raises:
             Exception: Whatever ``server`` raised, unchanged.
+            EngineFailed: If Flower or Ray broke down before ``server`` came to its end.
         """
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        python_path = os.environ.get("PYTHONPATH")
         from flwr.app import Context
         from flwr.serverapp import Grid, ServerApp
         from flwr.simulation import run_simulation
@@ -65,29 +80,37 @@ class FlowerEngine(Config):
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
         failures: list[BaseException] = []
         finished: list[bool] = []
+        stopped = Event()
         server_app = ServerApp()
 
         @server_app.main()
         def main(grid: Grid, context: Context) -> None:
             try:
-                server(grid)
+                server(cast(Grid, _UntilStopped(grid, stopped)))
                 finished.append(True)
             except BaseException as error:
                 failures.append(error)
 
-        run_simulation(
-            server_app,
-            client_app,
-            num_supernodes=n_clients,
-            backend_config={
-                "init_args": self._init_args(),
-                "client_resources": self.client_resources.model_dump(),
-            },
-        )
+        try:
+            run_simulation(
+                server_app,
+                client_app,
+                num_supernodes=n_clients,
+                backend_config={
+                    "init_args": self._init_args(),
+                    "client_resources": self.client_resources.model_dump(),
+                },
+            )
+        except Exception as error:
+            if not failures:
+                raise EngineFailed(f"Flower's simulation broke down: {_cause(error)}") from error
+        finally:
+            stopped.set()
+            _restore("PYTHONPATH", python_path)  # Flower puts all of sys.path into it
         if failures:
             raise failures[0]
         if not finished:
-            raise RuntimeError("Flower's simulation ended before the server did")
+            raise EngineFailed("Flower's simulation ended before the server did")
 
     def _init_args(self) -> dict[str, Any]:
         arguments: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
@@ -96,3 +119,35 @@ class FlowerEngine(Config):
         if self.num_gpus is not None:
             arguments["num_gpus"] = self.num_gpus
         return arguments
+
+
+class _UntilStopped:
+    """Flower's grid while the simulation runs; afterwards any use of it raises.
+
+    The server has a thread of its own, which else would wait for replies that nobody sends and
+    keep the process alive, when the simulation was interrupted or broke down.
+    """
+
+    def __init__(self, grid: "Grid", stopped: Event) -> None:
+        self._grid = grid
+        self._stopped = stopped
+
+    def __getattr__(self, name: str) -> Any:
+        if self._stopped.is_set():
+            raise EngineFailed("Flower's simulation has stopped")
+        return getattr(self._grid, name)
+
+
+def _cause(error: BaseException) -> str:
+    """The first error of a chain, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _restore(name: str, value: str | None) -> None:
+    """Sets the environment variable ``name`` back to ``value``."""
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

@@ -1,0 +1,46 @@
+"""Every configuration that fedface ships describes valid runs, with the faces wherever they lie."""
+
+from pathlib import Path
+
+import pytest
+
+from simulations.schema import RunConfig, load_run, variants
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs").rglob("*.y*ml"))
+
+
+def test_there_are_configurations() -> None:
+    assert ROOT / "configs" / "demo.yaml" in FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_it_loads_and_all_its_variants_expand(path: Path) -> None:
+    config = load_run(path)
+    runs = variants(config, str(path))
+    n_variants, n_seeds = (
+        (1, 1)
+        if config.compare is None
+        else (len(config.compare.variants), len(config.compare.seeds))
+    )
+    assert len(runs) == n_variants * n_seeds
+    assert len({run.folder for _, _, run in runs}) == len(runs)
+    for _, seed, run in runs:
+        assert run.seed == seed
+        assert RunConfig.model_validate(run.to_yaml_dict()) == run
+
+
+def test_no_two_of_them_write_into_one_folder() -> None:
+    folders = [load_run(path).folder for path in FILES]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_faces_on_disk_follow_the_environment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = getattr(load_run(path).data.faces, "root", None)
+    if root is None:
+        pytest.skip("its faces are drawn, not read")
+    monkeypatch.setenv("FEDFACE_DATA", "/somewhere/else")
+    assert Path("/somewhere/else") in load_run(path).data.faces.root.parents
+    monkeypatch.delenv("FEDFACE_DATA")
+    assert Path("../shared/data") in load_run(path).data.faces.root.parents
