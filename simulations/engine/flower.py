@@ -21,7 +21,8 @@ ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray starts workers at the lowest priority but four; here they do the work.
+    "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
     "OMP_NUM_THREADS": "1",
     # glibc gives freed activations back to the kernel at each step; the page faults cost small
@@ -39,8 +40,9 @@ class ClientResources(Config):
     """What one client takes while it trains."""
 
     num_cpus: PositiveInt = 1
-    num_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of one GPU; Ray throttles by it, it does not cap memory."""
+    num_gpus: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of one GPU; Ray throttles by it, it does not cap memory. Null shares the GPUs that
+    there are evenly among the clients that the CPUs can serve at a time; 0 trains on the CPU."""
 
 
 class FlowerEngine(Config):
@@ -57,7 +59,7 @@ class FlowerEngine(Config):
     def _one_client_fits(self) -> Self:
         for name in ("num_cpus", "num_gpus"):
             needed, found = getattr(self.client_resources, name), getattr(self, name)
-            if found is not None and found < needed:
+            if None not in (needed, found) and found < needed:
                 raise ValueError(f"{name} needs >= client_resources.{name}={needed}, got {found}")
         return self
 
@@ -68,11 +70,15 @@ class FlowerEngine(Config):
 
         Raises:
             Exception: Whatever ``server`` raised, unchanged.
+            ValueError: If clients ask for a GPU and there is none.
             EngineFailed: If Flower or Ray broke down before ``server`` came to its end.
         """
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         python_path = os.environ.get("PYTHONPATH")
+        import torch
+
+        resources: dict[str, Any] = self.shares(torch.cuda.device_count())
         from flwr.app import Context
         from flwr.serverapp import Grid, ServerApp
         from flwr.simulation import run_simulation
@@ -98,10 +104,12 @@ class FlowerEngine(Config):
                 num_supernodes=n_clients,
                 backend_config={
                     "init_args": self._init_args(),
-                    "client_resources": self.client_resources.model_dump(),
+                    "client_resources": resources,
                 },
             )
         except Exception as error:
+            if _interrupted(error):  # Ray's end may fail while an interrupt is on its way
+                raise KeyboardInterrupt from None
             if not failures:
                 raise EngineFailed(f"Flower's simulation broke down: {_cause(error)}") from error
         finally:
@@ -111,6 +119,27 @@ class FlowerEngine(Config):
             raise failures[0]
         if not finished:
             raise EngineFailed("Flower's simulation ended before the server did")
+
+    def shares(self, n_gpus_found: int) -> dict[str, float]:
+        """Returns the CPUs and the share of a GPU that each client gets.
+
+        Args:
+            n_gpus_found: GPUs of this machine; ``num_gpus`` overrules it.
+
+        Raises:
+            ValueError: If clients ask for a GPU and there is none.
+        """
+        n_gpus = n_gpus_found if self.num_gpus is None else self.num_gpus
+        share, num_cpus = self.client_resources.num_gpus, self.client_resources.num_cpus
+        if share is None:
+            n_workers = max((self.num_cpus or os.cpu_count() or 1) // num_cpus, 1)
+            share = min(1.0, n_gpus / n_workers)
+        if share > 0 and n_gpus == 0:
+            raise ValueError(
+                f"engine.client_resources.num_gpus={share} needs a GPU, found none (0 trains on "
+                "the CPU)"
+            )
+        return {"num_cpus": num_cpus, "num_gpus": share}
 
     def _init_args(self) -> dict[str, Any]:
         arguments: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
@@ -136,6 +165,13 @@ class _UntilStopped:
         if self._stopped.is_set():
             raise EngineFailed("Flower's simulation has stopped")
         return getattr(self._grid, name)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether ``error`` came up while a KeyboardInterrupt was handled."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _cause(error: BaseException) -> str:
