@@ -34,7 +34,7 @@ def run_command(
     from fedface.config import ConfigError
     from fedface.report.run_folder import RunFolderError
     from simulations.engine.flower import EngineFailed
-    from simulations.run import run
+    from simulations.execution import run
     from simulations.schema import load_run
     from simulations.server import RunFailed
     from strategies.cohorts import TooFewClients

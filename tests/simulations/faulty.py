@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from rich.console import Console
 
 from simulations import app
-from simulations.run import run
+from simulations.execution import run
 from simulations.schema import RunConfig
 from simulations.server import RunFailed
 from tests.simulations.in_process import filled_with

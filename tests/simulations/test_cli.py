@@ -112,7 +112,7 @@ def test_an_interrupted_run_ends_with_code_130(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("simulations.run.run", interrupt)
+        patch.setattr("simulations.execution.run", interrupt)
         result = called("run", written(tmp_path))
     assert result.exit_code == 130
     assert one_line_of_error(result) == "error: stopped; continue with --resume\n"

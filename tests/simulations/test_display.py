@@ -116,7 +116,8 @@ def test_the_bar_counts_clients_and_starts_anew_each_round() -> None:
 def test_the_bar_goes_away_when_the_run_fails() -> None:
     console = Console(file=StringIO(), force_terminal=True)
     display = Display(console, "demo", n_rounds=4, n_cohort=3)
-    with pytest.raises(KeyError), display:
+    with display:
         assert display._progress is not None and display._progress.live.is_started
+    with pytest.raises(KeyError), display:
         raise KeyError
     assert not display._progress.live.is_started

@@ -16,12 +16,12 @@ from rich.console import Console
 from fedface.report.run_folder import RunFolder
 from simulations.app import client_app
 from simulations.engine.flower import EngineFailed, FlowerEngine
-from simulations.run import run
+from simulations.execution import run
 from simulations.server import RunFailed
 from tests.simulations.faulty import run_with
 from tests.simulations.in_process import in_process
 from tests.simulations.ray_processes import MARK, kill_all, left_after
-from tests.simulations.test_run import CARRYING, lasting
+from tests.simulations.test_execution import CARRYING, lasting
 from tests.simulations.tiny import tiny_config, tiny_content
 
 pytestmark = pytest.mark.slow
@@ -237,5 +237,5 @@ def test_a_simulation_that_breaks_down_stops_the_server(tmp_path: Path) -> None:
 
 def test_a_failed_run_is_raised_through_the_engine(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, federation={"n_rounds": 2, "max_failed_rounds": 1})
-    with pytest.raises(RunFailed, match="client 1: client failed: .*the disk is full"):
+    with pytest.raises(RunFailed, match=r"client 1: client failed: .*the disk is full"):
         run_with(config, dict.fromkeys(range(4), "raises"))

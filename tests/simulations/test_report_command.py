@@ -8,7 +8,7 @@ from fedface.data.faces import Faces, Skip
 from fedface.report.completion import complete_run
 from simulations.build import RunData, Victim
 from simulations.cli import app
-from simulations.run import _who_took_part
+from simulations.execution import _who_took_part
 from simulations.schema import RunConfig
 from tests.fedface.report.recordings import record_comparison, record_run
 

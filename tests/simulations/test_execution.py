@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from fedface.config import ConfigError
 from fedface.report.run_folder import RunFolder, RunFolderError
 from simulations import app, display, server
-from simulations.run import run
+from simulations.execution import run
 from simulations.schema import RunConfig
 from tests.simulations.in_process import in_process
 from tests.simulations.tiny import COMPARISON, tiny_config

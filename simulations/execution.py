@@ -1,0 +1,150 @@
+"""Runs a configuration with all its variants and seeds, and writes down what came out."""
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from fedface.config import ConfigError
+from fedface.report.completion import complete_if_needed, complete_run
+from fedface.report.html import write_report
+from fedface.report.run_folder import RunFolder, RunFolderError, write_atomically
+from fedface.report.tables import Table, comparison_table
+from simulations.schema import RunConfig, variants
+
+if TYPE_CHECKING:
+    from simulations.build import RunData
+
+
+def run(config: RunConfig, console: Console, resume: bool = False, replace: bool = False) -> Table:
+    """Runs ``config``, or every variant and seed of its comparison, and returns the result table.
+
+    Args:
+        config: A run as ``load_run`` returns it.
+        console: Where progress and the table are shown.
+        resume: Continue what was started; complete runs are not run again.
+        replace: Delete what was there before.
+
+    Raises:
+        ConfigError: If the configuration cannot be run on its data.
+        RunFolderError: If a run folder is in the way or belongs to another configuration.
+        RunFailed: If the run could not go on.
+    """
+    top = RunFolder(config.folder)
+    if replace and top.exists():
+        shutil.rmtree(top.path)
+    if config.compare is not None:
+        _prepare(top, config, resume)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for variant, _, single in variants(config):
+        results.setdefault(variant, []).append(run_single(single, console, variant, resume))
+    table = comparison_table(results)
+    _show(console, table, config)
+    write_atomically(top.path / "table.md", table.markdown())
+    report = write_report(top.path)
+    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
+    return table
+
+
+def run_single(
+    config: RunConfig, console: Console, title: str, resume: bool = False
+) -> dict[str, Any]:
+    """Runs one configuration without variants; returns the contents of its ``result.json``."""
+    folder = RunFolder(config.folder)
+    if resume and folder.exists() and (done := folder.result()) is not None:
+        _require_same(folder, config)
+        console.print(f"{title} seed {config.seed}: complete already", highlight=False)
+        complete_if_needed(folder.path)
+        return done
+    import torch
+
+    from simulations.app import client_app
+    from simulations.build import build_data, check_fit, device_of_worker
+    from simulations.display import Display
+    from simulations.evaluation import Reference
+    from simulations.results import summarise
+    from simulations.server import Server
+
+    torch.set_num_threads(1)
+    Reference.of(config)  # refuses a missing one before anything is written
+    try:
+        data = build_data(config)
+        check_fit(config, data)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"data: {error}") from error
+    _prepare(folder, config, resume)
+    for skip in data.skipped:
+        console.print(f"  skipped {skip.what}: {skip.why}", markup=False, highlight=False)
+    n_cohort = config.federation.clients_per_round or config.federation.n_clients
+    with Display(
+        console, f"{title} seed {config.seed}", config.federation.n_rounds, n_cohort
+    ) as display:
+        server = Server(config, data, folder, display, device_of_worker())
+        if server.completed < config.federation.n_rounds:
+            config.engine.run(server, client_app(config), config.federation.n_clients)
+    result = summarise(config, folder) | _who_took_part(config, data)
+    folder.write_result(result)
+    complete_run(folder.path)
+    return result
+
+
+def _who_took_part(config: RunConfig, data: "RunData") -> dict[str, Any]:
+    """The malicious sites and how many people and images there were; numbers, no names."""
+    from simulations.build import malicious_clients
+
+    images = [len(part) for part in data.parts]
+    people = [len(set(data.train.identities[part].tolist())) for part in data.parts]
+    groups = {"train": data.train, "calibration": data.calibration, "test": data.test}
+    return {
+        "malicious_clients": list(malicious_clients(config)),
+        "data": {
+            "image_size": data.train.images.shape[1],
+            **{
+                name: {"identities": faces.n_identities, "images": len(faces.images)}
+                for name, faces in groups.items()
+            },
+            "victim_images": None
+            if data.victim is None
+            else len(data.victim.photos) + len(data.victim.gallery),
+            "n_sites": len(data.parts),
+            "images_per_site": [min(images), max(images)],
+            "identities_per_site": [min(people), max(people)],
+            "n_skipped": len(data.skipped),
+        },
+    }
+
+
+def _prepare(folder: RunFolder, config: RunConfig, resume: bool) -> None:
+    """Makes the run folder, or checks that it holds a run of this very configuration."""
+    from simulations.environment import describe_environment
+
+    if resume and folder.exists():
+        _require_same(folder, config)
+    else:
+        RunFolder.create(folder.path, config.to_yaml_dict(), describe_environment())
+
+
+def _require_same(folder: RunFolder, config: RunConfig) -> None:
+    """Refuses to mix two configurations in one folder."""
+    old, new = folder.config, config.to_yaml_dict()
+    if differing := sorted(k for k in {*old, *new} if old.get(k) != new.get(k)):
+        raise RunFolderError(
+            f"{folder.path}: --resume needs the configuration that the run was started with, "
+            f"found other values in: {', '.join(differing)}"
+        )
+
+
+def _show(console: Console, table: Table, config: RunConfig) -> None:
+    """Prints the result table and where everything is."""
+    rates = sorted(config.evaluation.false_accept_rates)
+    measured = [f"{rate:g}" for rate in rates if f"TAR@{rate:g}" in table.columns] or [""]
+    tar, asr, lift = f"TAR@{measured[-1]}", f"ASR@{measured[0]}", f"lift@{measured[0]}"
+    table = table.select(("variant", tar, "EER", asr, lift, "TPR", "FPR"))
+    shown = RichTable(title=f"{config.name}: measured on people whom nobody trained on")
+    for number, column in enumerate(table.columns):
+        shown.add_column(column, justify="left" if number == 0 else "right")
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(f"run folder: {config.folder}", markup=False, highlight=False, soft_wrap=True)
