@@ -93,6 +93,7 @@ def resumed(mark: str, folder: Path) -> None:
     assert "round  1/60" not in out and "round 60/60" in out
 
 
+@pytest.mark.ci
 def test_the_number_of_workers_changes_no_bit(tmp_path: Path) -> None:
     folders = []
     for n_workers in (1, 2):
@@ -106,6 +107,7 @@ def test_the_number_of_workers_changes_no_bit(tmp_path: Path) -> None:
     assert len(list((folders[0] / "sites").iterdir())) == 4, "sites keep their heads in the run"
 
 
+@pytest.mark.ci
 def test_a_killed_run_resumes_bit_for_bit(long_run: Path, tmp_path: Path, mark: str) -> None:
     process = started_long_run(mark, tmp_path)
     kill_all(mark)
