@@ -29,7 +29,9 @@ def cosines(embeddings: Tensor, weight: Tensor) -> Tensor:
 
 
 class MarginHead(nn.Module):
-    """Scaled cosines with a margin at the true identity.
+    """Scaled cosines with a margin at the true identity while training, plain ones in eval mode.
+
+    The margin makes training harder; whom a face looks most like is asked without it.
 
     Attributes:
         weight: ``(n_identities, d)``; only the directions of its rows matter.
@@ -60,5 +62,8 @@ class MarginHead(nn.Module):
         """
         check_inputs(embeddings, labels, self.weight.shape[1])
         cosine = cosines(embeddings, self.weight)
+        if not self.training:
+            at_labels(cosine, labels)
+            return self.scale * cosine
         target = self.with_margin(at_labels(cosine, labels))
         return self.scale * cosine.scatter(1, labels[:, None], target)

@@ -43,3 +43,10 @@ def test_only_the_true_identity_gets_the_margin():
     for i, label in enumerate(labels.tolist()):
         expected[i, label] -= 30
     assert_close(head(embeddings, labels), expected)
+
+
+def test_evaluation_asks_without_the_margin():
+    head = MarginHead(nn.Parameter(torch.randn(5, 4)), 16.0, lambda cosine: cosine - 0.5).eval()
+    embeddings, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 4, 0])
+    assert_close(head(embeddings, labels), 16.0 * loop_cosines(embeddings, head.weight.detach()))
+    assert head.train()(embeddings, labels)[0, 0] < head.eval()(embeddings, labels)[0, 0]
