@@ -234,6 +234,7 @@ def test_evaluation_is_the_global_model_under_the_sites_head():
     head = initial_head(oracle)
     parameters.load(head, head_of(client, memory, 2))
     oracle.backbone.eval()
+    head.eval()
     labels = torch.from_numpy(client.labels)
     with torch.no_grad():
         logits = head(oracle.backbone(to_float(client.images)), labels)
