@@ -3,6 +3,7 @@
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -140,11 +141,15 @@ def _show(console: Console, table: Table, config: RunConfig) -> None:
     rates = sorted(config.evaluation.false_accept_rates)
     measured = [f"{rate:g}" for rate in rates if f"TAR@{rate:g}" in table.columns] or [""]
     tar, asr, lift = f"TAR@{measured[-1]}", f"ASR@{measured[0]}", f"lift@{measured[0]}"
-    table = table.select(("variant", tar, "EER", asr, lift, "TPR", "FPR"))
-    shown = RichTable(title=f"{config.name}: measured on people whom nobody trained on")
+    table = table.select(("variant", tar, asr, lift, "TPR", "FPR"))
+    shown = RichTable(
+        title=f"{config.name}: measured on people whom nobody trained on",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for number, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if number == 0 else "right")
+        shown.add_column(column, justify="right" if number else "left", no_wrap=not number)
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*(cell.replace(" (", "\n(") for cell in row))
     console.print(shown)
     console.print(f"run folder: {config.folder}", markup=False, highlight=False, soft_wrap=True)

@@ -141,9 +141,9 @@ def _cell(values: Sequence[Value]) -> str:
     if not known:
         return MISSING
     centres = [value[0] if isinstance(value, tuple) else value for value in known]
-    mean = f"{sum(centres) / len(centres):.3f}"
+    mean = f"{sum(centres) / len(centres):z.3f}"
     if len(known) > 1:
-        return f"{mean} ({min(centres):.3f}..{max(centres):.3f})"
+        return f"{mean} ({min(centres):z.3f}..{max(centres):z.3f})"
     if isinstance(known[0], tuple):
-        return f"{mean} ({known[0][1]:.3f}..{known[0][2]:.3f})"
+        return f"{mean} ({known[0][1]:z.3f}..{known[0][2]:z.3f})"
     return mean

@@ -5,6 +5,7 @@ Ray and Flower are imported only when a run starts: they take seconds and write 
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
@@ -97,6 +98,7 @@ class FlowerEngine(Config):
             except BaseException as error:
                 failures.append(error)
 
+        warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
         try:
             run_simulation(
                 server_app,
