@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+MAIN_PACKAGES = ("fedface", "torch", "flwr", "ray", "numpy", "scikit-learn")
+"""The packages that decide a run's figures; reports show their versions first."""
+
 
 def describe_environment() -> dict[str, Any]:
     """Returns date, Python, machine, git commit and the version of every installed package."""
@@ -20,6 +23,7 @@ def describe_environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git_commit": git_commit(),
+        "main_packages": list(MAIN_PACKAGES),
         "packages": {
             d.metadata["Name"]: d.version
             for d in sorted(distributions(), key=lambda d: str(d.metadata["Name"]).lower())

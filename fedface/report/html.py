@@ -7,7 +7,7 @@ scripts of this module and nothing else, nor load anything.
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from fedface.report.sentences import DEFINITIONS, summary
 from fedface.report.tables import Table, comparison_table
 
 NAME = "report.html"
-SHOWN_PACKAGES = ("fedface", "torch", "flwr", "ray", "numpy", "scikit-learn")
 MAX_LISTED = 200
 """Dropped replies and kept rounds that are listed one by one; the rest is counted."""
 
@@ -187,8 +186,7 @@ def _environments(recording: Recording) -> list[dict[str, Any]]:
             yaml.safe_dump(same), {"first": run.environment, "packages": [], "runs": []}
         )
         entry["runs"].append(f"{name} seed {run.config['seed']}")
-        packages = same.get("packages", {})
-        entry["packages"] = [(p, packages[p]) for p in SHOWN_PACKAGES if p in packages]
+        entry["packages"] = main_packages(same)
     return list(found.values())
 
 
@@ -196,7 +194,9 @@ def _differences(environments: list[dict[str, Any]]) -> list[str]:
     """What is not the same in all of them: ``git_commit``, ``torch``, ..."""
     firsts = [entry["first"] for entry in environments]
     facts = [{**first, **first.get("packages", {})} for first in firsts]
-    names = sorted({name for fact in facts for name in fact} - {"date", "packages"})
+    names = sorted(
+        {name for fact in facts for name in fact} - {"date", "packages", "main_packages"}
+    )
     return [name for name in names if any(f.get(name) != facts[0].get(name) for f in facts)]
 
 
@@ -214,3 +214,10 @@ def _spans(rounds: list[int]) -> str:
 def _source_hash(script: str) -> str:
     digest = hashlib.sha256(script.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def main_packages(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns name and version of the packages that the run named as the main ones, else of all."""
+    packages = environment.get("packages", {})
+    names = environment.get("main_packages", sorted(packages))
+    return [(name, packages[name]) for name in names if name in packages]

@@ -7,7 +7,7 @@ Model Reporting", FAccT 2019 (https://arxiv.org/abs/1810.03993), as far as a run
 from pathlib import Path
 from typing import Any
 
-from fedface.report.html import SHOWN_PACKAGES, plain, template
+from fedface.report.html import main_packages, plain, template
 from fedface.report.recorded import RecordedRun, backdoor_points, operating_points, read_run
 from fedface.report.run_folder import RunFolderError, write_atomically
 from fedface.report.sentences import percent, summary
@@ -56,13 +56,12 @@ def _context(run: RecordedRun) -> dict[str, Any]:
     """What the template is filled with."""
     config, result, final = run.config, run.result, run.final
     deployed = backdoor_points(final, "deployed")
-    packages = run.environment.get("packages", {})
     return {
         "title": run.title,
         "config": config,
         "result": result,
         "environment": run.environment,
-        "versions": [(name, packages[name]) for name in SHOWN_PACKAGES if name in packages],
+        "versions": main_packages(run.environment),
         "data": result.get("data"),
         "source": SOURCES.get(config["data"]["faces"]["name"], "as the loader of this name reads"),
         "source_name": _source_name(config["data"]["faces"]),
