@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "cpus": 2,
     "gpu": None,
     "git_commit": "0123456789abcdef",
+    "main_packages": ["fedface", "torch", "absent"],
     "packages": {"fedface": "0.1.0", "torch": "2.13.0", "yaml": "6.0"},
 }
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\u202e&amp;"
