@@ -139,9 +139,11 @@ def _require_same(folder: RunFolder, config: RunConfig) -> None:
 def _show(console: Console, table: Table, config: RunConfig) -> None:
     """Prints the result table and where everything is."""
     rates = sorted(config.evaluation.false_accept_rates)
-    measured = [f"{rate:g}" for rate in rates if f"TAR@{rate:g}" in table.columns] or [""]
-    tar, asr, lift = f"TAR@{measured[-1]}", f"ASR@{measured[0]}", f"lift@{measured[0]}"
-    table = table.select(("variant", tar, asr, lift, "TPR", "FPR"))
+    measured = [f"{rate:g}" for rate in rates if f"TAR@{rate:g}" in table.columns]
+    figures = ["EER"]
+    if measured:
+        figures = [f"TAR@{measured[-1]}", f"ASR@{measured[0]}", f"lift@{measured[0]}"]
+    table = table.select(("variant", *figures, "TPR", "FPR"))
     shown = RichTable(
         title=f"{config.name}: measured on people whom nobody trained on",
         box=SIMPLE_HEAD,
