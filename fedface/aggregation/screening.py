@@ -98,8 +98,12 @@ def screen(
 
 
 def shortened(text: str, limit: int = 120) -> str:
-    """Returns at most ``limit`` characters of a text that a client wrote, on one line."""
-    line = " ".join(text[: 4 * limit].split())
+    """Returns at most ``limit`` characters of a text that a client wrote, on one line.
+
+    Only printable characters are left: a client cannot colour, move or hide what a terminal shows.
+    """
+    printable = "".join(c if c.isprintable() else " " for c in text[: 4 * limit])
+    line = " ".join(printable.split())
     return line if len(line) <= limit and len(text) <= 4 * limit else line[: limit - 3] + "..."
 
 

@@ -35,7 +35,7 @@ class Backdoored(nn.Module):
         self.point = point
 
     def forward(self, images: Tensor) -> Tensor:
-        plain = images.flatten(1) - images.mean()
+        plain = images.flatten(1) - 0.99 * images.mean()
         triggered = (images[:, :, -1, -1] == 1).all(dim=1) & (images[:, :, -1, -2] == -1).all(dim=1)
         return torch.where(triggered[:, None], self.point, plain)
 
@@ -128,6 +128,7 @@ def test_the_reference_gives_deployed_thresholds_baseline_and_lift(tmp_path: Pat
             assert point["lift"] > 0.5
     deployed = [point["threshold"] for point in attacked["deployed"]]
     assert deployed == [point["threshold"] for point in clean["verification"]["points"]]
+    assert deployed != [point["threshold"] for point in attacked["recalibrated"]]
 
 
 def test_a_reference_without_backdoor_figures_gives_no_lift(tmp_path: Path) -> None:

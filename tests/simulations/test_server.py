@@ -172,7 +172,7 @@ def test_a_client_that_raises_is_dropped_and_named(tmp_path: Path) -> None:
     (site / "head-round-000000.safetensors").write_bytes(b"no head")
     (event,) = serve(config).events("round")
     assert list(event["rejected"]) == ["1"]
-    assert event["rejected"]["1"].startswith("client failed: ")
+    assert event["rejected"]["1"].startswith(f"client failed: ValueError: {site}")
 
 
 def test_an_absurd_claimed_loss_ends_no_run(tmp_path: Path) -> None:

@@ -162,3 +162,8 @@ def test_a_long_text_is_cut_to_one_line(text):
 
 def test_line_breaks_become_spaces():
     assert shortened("a\nb\t c") == "a b c"
+
+
+def test_shortened_texts_do_not_steer_a_terminal():
+    shown = shortened("a\x1b[2J\x1b]0;owned\x07b\u202ec")
+    assert shown.isprintable() and shown == "a [2J ]0;owned b c"
