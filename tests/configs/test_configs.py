@@ -1,9 +1,11 @@
 """Every configuration that fedface ships describes valid runs, with the faces wherever they lie."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fedface.config import read_yaml
 from simulations.schema import RunConfig, load_run, variants
 
 ROOT = Path(__file__).parents[2]
@@ -44,3 +46,17 @@ def test_faces_on_disk_follow_the_environment(path: Path, monkeypatch: pytest.Mo
     assert Path("/somewhere/else") in load_run(path).data.faces.root.parents
     monkeypatch.delenv("FEDFACE_DATA")
     assert Path("../shared/data") in load_run(path).data.faces.root.parents
+
+
+def test_the_annotated_configuration_names_every_field() -> None:
+    path = ROOT / "configs" / "horizontal" / "every_option.yaml"
+    assert missing(load_run(path).to_yaml_dict(), read_yaml(path)) == []
+
+
+def missing(resolved: dict[str, Any], written: dict[str, Any], above: str = "") -> list[str]:
+    """The fields of ``resolved`` that ``written`` leaves to their defaults."""
+    fields = [above + name for name in resolved if name not in written]
+    for name, value in resolved.items():
+        if isinstance(value, dict) and isinstance(written.get(name), dict):
+            fields += missing(value, written[name], f"{above}{name}.")
+    return fields
