@@ -30,7 +30,7 @@ def run(config: RunConfig, console: Console, resume: bool = False, replace: bool
     Raises:
         ConfigError: If the configuration cannot be run on its data.
         RunFolderError: If a run folder is in the way or belongs to another configuration.
-        RunFailed: If the run could not go on.
+        RunFailed: If the run could not go on, or workers died more often than the engine restarts.
     """
     top = RunFolder(config.folder)
     if replace and top.exists():
@@ -60,12 +60,9 @@ def run_single(
         return done
     import torch
 
-    from simulations.app import client_app
-    from simulations.build import build_data, check_fit, device_of_worker
-    from simulations.display import Display
+    from simulations.build import build_data, check_fit
     from simulations.evaluation import Reference
     from simulations.results import summarise
-    from simulations.server import Server
 
     torch.set_num_threads(1)
     Reference.of(config)  # refuses a missing one before anything is written
@@ -77,17 +74,35 @@ def run_single(
     _prepare(folder, config, resume)
     for skip in data.skipped:
         console.print(f"  skipped {skip.what}: {skip.why}", markup=False, highlight=False)
-    n_cohort = config.federation.clients_per_round or config.federation.n_clients
-    with Display(
-        console, f"{title} seed {config.seed}", config.federation.n_rounds, n_cohort
-    ) as display:
-        server = Server(config, data, folder, display, device_of_worker())
-        if server.completed < config.federation.n_rounds:
-            config.engine.run(server, client_app(config), config.federation.n_clients)
+    _federate(config, data, folder, console, f"{title} seed {config.seed}")
     result = summarise(config, folder) | _who_took_part(config, data)
     folder.write_result(result)
     complete_run(folder.path)
     return result
+
+
+def _federate(
+    config: RunConfig, data: "RunData", folder: RunFolder, console: Console, title: str
+) -> None:
+    """Runs the rounds that are left; after a killed worker goes on from the last checkpoint."""
+    from simulations.app import client_app
+    from simulations.build import device_of_worker
+    from simulations.display import Display
+    from simulations.server import Server, WorkerLost
+
+    federation = config.federation
+    n_cohort = federation.clients_per_round or federation.n_clients
+    for restarts_left in reversed(range(config.engine.max_restarts + 1)):
+        with Display(console, title, federation.n_rounds, n_cohort) as display:
+            server = Server(config, data, folder, display, device_of_worker())
+            try:
+                if server.completed < federation.n_rounds:
+                    config.engine.run(server, client_app(config), federation.n_clients)
+                return
+            except WorkerLost as error:
+                if not restarts_left:
+                    raise
+                console.print(f"  {error}; starting the workers anew", markup=False, soft_wrap=True)
 
 
 def _who_took_part(config: RunConfig, data: "RunData") -> dict[str, Any]:

@@ -28,6 +28,10 @@ class RunFailed(RuntimeError):
     """The run cannot go on; its folder keeps the last good round."""
 
 
+class WorkerLost(RunFailed):
+    """A worker's process was killed in the middle of a round; nothing of the round was kept."""
+
+
 class Server:
     """One run's server side: the global model, the strategy and what is written down."""
 
@@ -79,6 +83,7 @@ class Server:
 
         Raises:
             RunFailed: If too many rounds in a row had too few valid replies.
+            WorkerLost: If a worker died; a new Server takes up the run at the last checkpoint.
         """
         config, failed = self.config, self._failed_in_a_row()
         with TensorBoard(self.folder.path / "tensorboard", self.completed) as board:
@@ -88,6 +93,11 @@ class Server:
                 self.weights, record = self.strategy.train_round(
                     server_round, self.weights, grid, self.display.reply
                 )
+                if any(config.engine.lost_worker(why) for why in record.rejected.values()):
+                    raise WorkerLost(
+                        f"a worker's process was killed in round {server_round}; replies dropped: "
+                        f"{_some(record.rejected)}"
+                    )
                 event = self._round_event(record, monotonic() - started)
                 if config.evaluation.local:
                     event["local"] = self._evaluate_locally(server_round, grid)

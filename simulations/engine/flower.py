@@ -10,7 +10,7 @@ from collections.abc import Callable
 from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from fedface.config import Config
 
@@ -31,6 +31,9 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
 }
+
+
+_DEAD = ("ActorDiedError", "RayActorError", "ActorUnavailableError", "WorkerCrashedError")
 
 
 class EngineFailed(RuntimeError):
@@ -55,6 +58,8 @@ class FlowerEngine(Config):
     """CPUs that Ray may use; clients at work = num_cpus / client_resources.num_cpus."""
     num_gpus: NonNegativeFloat | None = None
     """GPUs that Ray may use; null takes what the machine has."""
+    max_restarts: NonNegativeInt = 2
+    """How often a run starts its workers anew after one was killed (out of memory, kill -9)."""
 
     @model_validator(mode="after")
     def _one_client_fits(self) -> Self:
@@ -121,6 +126,13 @@ class FlowerEngine(Config):
             raise failures[0]
         if not finished:
             raise EngineFailed("Flower's simulation ended before the server did")
+
+    def lost_worker(self, failure: str) -> bool:
+        """Returns whether a client failed because its worker's process is gone.
+
+        Flower 1.41 puts a dead actor back into its pool, where it fails every later client.
+        """
+        return any(f"ray.exceptions.{name}" in failure for name in _DEAD)
 
     def shares(self, n_gpus_found: int) -> dict[str, float]:
         """Returns the CPUs and the share of a GPU that each client gets.

@@ -21,7 +21,8 @@ from tests.simulations.tiny import tiny_config
 def faulty_app(config: RunConfig, faults: Mapping[int, str]) -> ClientApp:
     """The ClientApp of ``config``; partition -> what its training does wrong in every round.
 
-    ``"raises"``, sends ``"NaN"``, or ``"dies"`` as a process that the kernel ends does.
+    ``"raises"``, sends ``"NaN"``, or ``"dies"`` as a process that the kernel ends does,
+    in every round or ``"dies once"``.
     """
     honest, faults = app.client_app(config), dict(faults)
     faulty = ClientApp()
@@ -39,7 +40,8 @@ def faulty_app(config: RunConfig, faults: Mapping[int, str]) -> ClientApp:
         fault = faults.get(int(context.node_config["partition-id"]))
         if fault == "raises":
             raise RuntimeError("the disk is full")
-        if fault == "dies":
+        if fault == "dies" or (fault == "dies once" and not (config.output / "died").exists()):
+            (config.output / "died").touch()
             os._exit(1)
         reply = honest(message, context)
         return filled_with(float("nan"), reply) if fault == "NaN" else reply

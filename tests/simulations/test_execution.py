@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Error, Message
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -13,6 +14,7 @@ from fedface.report.run_folder import RunFolder, RunFolderError
 from simulations import app, display, server
 from simulations.execution import run
 from simulations.schema import RunConfig
+from simulations.server import WorkerLost
 from tests.simulations.in_process import in_process
 from tests.simulations.tiny import COMPARISON, tiny_config
 
@@ -119,6 +121,42 @@ def test_a_run_stopped_again_and_again_resumes_bit_for_bit(unbroken: Path, tmp_p
     started(config, resume=True)
     assert lasting(config.folder) == lasting(unbroken)
     assert facts(config.folder) == facts(unbroken)
+
+
+def killed(rounds: tuple[int, ...]) -> Callable[[int, int, Message], Message]:
+    """A tamper that loses one reply, as Flower reports a killed worker, in each of ``rounds``."""
+    left = list(rounds)
+
+    def tamper(partition: int, server_round: int, reply: Message) -> Message:
+        if server_round not in left:
+            return reply
+        left.remove(server_round)
+        reply.__dict__["_content"] = None
+        reply.__dict__["_error"] = Error(0, "<class 'ray.exceptions.ActorDiedError'>:<'gone'>")
+        return reply
+
+    return tamper
+
+
+def test_a_killed_worker_costs_nothing_but_a_restart(unbroken: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, **CARRYING)
+    out = StringIO()
+    app._worker.cache_clear()
+    with in_process(killed((1, 3))) as grids:
+        run(config, Console(file=out, width=200))
+    assert len(grids) == 3
+    assert out.getvalue().count("starting the workers anew") == 2
+    assert "a worker's process was killed in round 3; replies dropped: client" in out.getvalue()
+    assert lasting(config.folder) == lasting(unbroken)
+    assert facts(config.folder) == facts(unbroken)
+
+
+def test_workers_killed_too_often_end_the_run_as_failed(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, engine={"max_restarts": 1}, **CARRYING)
+    with in_process(killed((2,) * 6)), pytest.raises(WorkerLost, match="killed in round 2"):
+        run(config, Console(file=StringIO()))
+    assert RunFolder(config.folder).checkpoint_rounds() == [1]
+    assert RunFolder(config.folder).result() is None
 
 
 def test_the_comparison_sees_a_difference(unbroken: Path, tmp_path: Path) -> None:

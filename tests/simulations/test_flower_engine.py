@@ -191,7 +191,7 @@ def test_the_scripts_own_folder_first_on_the_path_harms_nothing(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
-def test_a_site_that_kills_its_worker_makes_the_run_fail_not_hang(
+def test_a_site_that_kills_its_worker_every_time_makes_the_run_fail_not_hang(
     n_workers: int, tmp_path: Path, mark: str
 ) -> None:
     """Flower 1.41 puts the dead worker back into its pool, where it fails every later task."""
@@ -200,8 +200,21 @@ def test_a_site_that_kills_its_worker_makes_the_run_fail_not_hang(
     )
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    assert "run failed: 3 rounds in a row kept the global model" in err
+    assert "run failed: a worker's process was killed in round 1" in err
     assert left_after(mark, 60) == []
+
+
+@pytest.mark.ci
+def test_a_worker_that_is_killed_once_costs_nothing_but_time(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "broken", **CARRYING)
+    config.output.mkdir(parents=True)
+    run_with(config, {2: "dies once"})
+    assert (config.output / "died").exists()
+    unbroken = tiny_config(tmp_path / "unbroken", **CARRYING)
+    with in_process():
+        run(unbroken, Console(quiet=True))
+    assert lasting(config.folder) == lasting(unbroken.folder)
+    assert not any(event["rejected"] for event in RunFolder(config.folder).events("round"))
 
 
 class Unexpected(Exception):
