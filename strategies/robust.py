@@ -14,7 +14,16 @@ from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
 from fedface.aggregation.screening import ClientUpdate, InvalidReply, ReplyLimits
 from fedface.parameters import Layout
 from strategies.cohorts import exchange, roll_call, sample_cohort
-from strategies.records import ARRAYS, BUFFERS, CONFIG, METRICS, to_cohort, to_record, to_update
+from strategies.records import (
+    ARRAYS,
+    BUFFERS,
+    CONFIG,
+    METRICS,
+    to_cohort,
+    to_record,
+    to_tensors,
+    to_update,
+)
 
 
 @dataclass(frozen=True)
@@ -149,8 +158,7 @@ class RobustStrategy(Strategy):
         metrics = MetricRecord({"n-valid": len(self.last_round.clients)})
         if aggregation is None or self._weights is None:
             return None, metrics
-        weights = {name: torch.from_numpy(a.numpy().copy()) for name, a in self._weights.items()}
-        new = self.layout.flatten(weights) + aggregation.update
+        new = self.layout.flatten(to_tensors(self._weights)) + aggregation.update
         return to_record(self.layout.unflatten(new)), metrics
 
     def configure_evaluate(
