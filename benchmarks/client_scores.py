@@ -25,12 +25,13 @@ def score_table(rounds: list[dict[str, Any]]) -> Table:
     for client in sorted(clients, key=lambda c: (not clients[c][0]["malicious"], c)):
         facts = clients[client]
         shares = [mean(_shares(fact)) for fact in facts if _shares(fact)]
+        scores = [fact["score"] for fact in facts if fact["score"] is not None]
         affinity = [fact["layer_scores"].get(AFFINITY) for fact in facts]
         rows.append(
             (
                 f"{client}{' (malicious)' if facts[0]['malicious'] else ''}",
                 str(facts[0]["n_examples"]),
-                f"{mean(fact['score'] or 0.0 for fact in facts):.2f}",
+                f"{mean(scores):.2f}" if scores else MISSING,
                 f"{mean(shares):.3f}" if shares else MISSING,
                 f"{sum(fact['pruned'] for fact in facts)}/{len(facts)}",
                 *(

@@ -66,9 +66,8 @@ class MadCut(PruneRule):
             deviations several times as often as a Gaussian, hence more than one of them.
         min_excess: The least count above the median that can cost a place: 0.2 is a fifth of a
             client's fragments. A relative cut alone always finds someone, and whom it leaves out
-            once trains on apart and stands out more each round. In clean rounds of LFW (seed 0)
-            and of the demonstration the most outlying honest site exceeded the median by up to
-            0.2; replaced models exceed it by 0.7 and more. Attacks on a few filters stay below.
+            once trains on apart. Ours, set on update statistics of clean rounds; docs/ariba.md
+            has the recorded figures and what it costs: attacks on a few filters stay below it.
     """
 
     name: Literal["mad"] = "mad"

@@ -12,8 +12,7 @@ def class_weights(n_identities: int, embedding_size: int, rng: torch.Generator) 
 
     Rows of about length one. InsightFace draws from N(0, 0.01^2), rows of length 0.23 at d = 512:
     a margin head sees directions alone, so a step turns a row by its size over the row's length
-    squared. With the few identities and short rounds of one site such short rows spin: on LFW
-    sites they doubled the first rounds' loss.
+    squared, and with the few identities and short rounds of one site such short rows spin.
 
     Raises:
         ValueError: If ``n_identities`` or ``embedding_size`` is below 1.

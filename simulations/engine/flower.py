@@ -26,8 +26,8 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
     "OMP_NUM_THREADS": "1",
-    # glibc gives freed activations back to the kernel at each step; the page faults cost small
-    # nets up to 1.7 times.
+    # glibc gives freed activations back to the kernel at each step; the page faults slow small
+    # nets down.
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
 }
