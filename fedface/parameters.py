@@ -4,7 +4,7 @@ Buffers (batch statistics, counters) never enter the vector: they are no weights
 norms and coordinate-wise rules over them mean nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -70,6 +70,24 @@ class Layout:
             pieces.append(tensor.detach().reshape(-1).to("cpu", torch.float32))
         return torch.cat(pieces) if pieces else torch.zeros(0)
 
+    def joined(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Returns what :meth:`flatten` returns, without a copy where it can be had without one.
+
+        ``parameters`` that :meth:`unflatten` made of a float32 vector, or that lie in memory as if
+        it had, come back as that vector: a view of theirs.
+        """
+        first = parameters[self.slots[0].name] if self.slots else torch.zeros(0)
+        origin = first.storage_offset()
+        if first.dtype == torch.float32 and all(
+            parameters[s.name].shape == s.shape
+            and parameters[s.name].is_contiguous()
+            and parameters[s.name].storage_offset() == origin + s.start
+            and _in_one_memory(first, parameters[s.name])
+            for s in self.slots
+        ):
+            return first.detach().as_strided((self.dim,), (1,), origin)
+        return self.flatten(parameters)
+
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Returns views of ``vector`` by parameter name.
 
@@ -79,6 +97,33 @@ class Layout:
         if vector.shape != (self.dim,):
             raise ValueError(f"vector needs shape ({self.dim},), got {tuple(vector.shape)}")
         return {s.name: vector[s.start : s.stop].reshape(s.shape) for s in self.slots}
+
+
+def stacked(rows: Sequence[Tensor]) -> Tensor:
+    """Returns ``torch.stack(rows)``: a view where they lie one behind the other in one memory.
+
+    Args:
+        rows: One or more vectors of one length.
+    """
+    first = rows[0]
+    if all(
+        row.ndim == 1
+        and row.is_contiguous()
+        and len(row) == len(first)
+        and row.storage_offset() == first.storage_offset() + number * len(first)
+        and _in_one_memory(first, row)
+        for number, row in enumerate(rows)
+    ):
+        return first.as_strided((len(rows), len(first)), (len(first), 1))
+    return torch.stack(list(rows))
+
+
+def _in_one_memory(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are views of one storage, as values of one type."""
+    return (
+        first.dtype == second.dtype
+        and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    )
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ def run_command(
         _fail("--resume and --replace exclude each other", code=2)
     from fedface.config import ConfigError
     from fedface.report.run_folder import RunFolderError
-    from simulations.engine.flower import EngineFailed
+    from simulations.engine.workers import EngineFailed
     from simulations.execution import run
     from simulations.schema import load_run
     from simulations.server import RunFailed

@@ -2,14 +2,11 @@
 
 import os
 import re
-import warnings
-from collections.abc import Callable, Sequence
-from math import ceil, floor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedface.config import ConfigError
-from simulations.engine.flower import ENVIRONMENT
+from simulations.engine.workers import machines, prepare_environment, ray_arguments, slots
 from simulations.grid import Workers
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -85,30 +82,20 @@ class RayCells:
         Raises:
             ConfigError: If there are not the CPUs or GPUs for one cell.
         """
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        environment = prepare_environment()
         import ray
 
         self._ray: Any = ray
-        arguments: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
-        if workers.address is not None:
-            arguments["address"] = workers.address
-        else:
-            arguments |= {"include_dashboard": False}
-            if workers.num_cpus is not None:
-                arguments["num_cpus"] = workers.num_cpus
-        warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
-        ray.init(**arguments)
+        ray.init(**ray_arguments(workers.num_cpus, workers.address))
         try:
-            there = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-            self.n_slots, gpus = slots(workers, [(n.get("CPU", 0), n.get("GPU", 0)) for n in there])
+            self.n_slots, gpus = slots(
+                workers.cpus, workers.gpus, machines(self._ray.nodes()), workers.max_parallel
+            )
         except BaseException:
             ray.shutdown()
             raise
         self._actor: Any = self._ray.remote(CellWorker).options(
-            num_cpus=workers.cpus,
-            num_gpus=gpus,
-            runtime_env={"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
+            num_cpus=workers.cpus, num_gpus=gpus, runtime_env={"env_vars": environment}
         )
         self._idle: list[Any] = []
         self._at_work: dict[Any, tuple[Path, Any]] = {}
@@ -134,35 +121,6 @@ class RayCells:
     def close(self) -> None:
         """Ends the workers, and Ray where it was started here."""
         self._ray.shutdown()
-
-
-def slots(workers: Workers, nodes: Sequence[tuple[float, float]]) -> tuple[int, float]:
-    """Returns how many cells run at a time, and the share of a GPU that each gets.
-
-    Args:
-        workers: What was asked for.
-        nodes: The (CPUs, GPUs) of each machine; a cell lies on one machine and one GPU.
-
-    Raises:
-        ConfigError: If not even one cell fits.
-    """
-    by_cpu = [int(cpus // workers.cpus) for cpus, _ in nodes]
-    if not any(by_cpu):
-        most = max((cpus for cpus, _ in nodes), default=0)
-        raise ConfigError(f"workers.cpus: needed {workers.cpus} CPUs for a cell, found {most:g}")
-    limit = sum(by_cpu) if workers.max_parallel is None else workers.max_parallel
-    share, n_gpus = workers.gpus, sum(int(gpus) for _, gpus in nodes)
-    if share is None:
-        wanted = min(sum(by_cpu), limit)
-        share = 1 / ceil(wanted / n_gpus) if n_gpus else 0.0
-    share = floor(share * 10_000) / 10_000  # Ray's resolution
-    if share > 0:
-        each = floor(1 / share)
-        by_gpu = (min(n, int(gpus) * each) for n, (_, gpus) in zip(by_cpu, nodes, strict=True))
-        limit = min(limit, sum(by_gpu))
-    if limit < 1:
-        raise ConfigError(f"workers.gpus: needed {share:g} of a GPU for a cell, found no GPU")
-    return min(limit, sum(by_cpu)), share
 
 
 def attempt(run: Callable[[str], None], source: str) -> str | None:

@@ -16,10 +16,12 @@ from fedface.aggregation.screening import (
     ClientUpdate,
     InvalidReply,
     ReplyLimits,
+    Values,
     screen,
     shortened,
 )
-from fedface.parameters import Layout
+from fedface.parameters import Layout, stacked
+from strategies.held import HeldArray
 
 ARRAYS, BUFFERS, METRICS, CONFIG = "arrays", "buffers", "metrics", "config"
 _NPY_HEADER_BYTES = 4096
@@ -41,26 +43,30 @@ def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
 
 
-def _to_arrays(
-    field: str, record: object, expected_bytes: Mapping[str, int]
-) -> dict[str, NDArray[np.generic]]:
+def _to_arrays(field: str, record: object, expected_bytes: Mapping[str, int]) -> dict[str, Values]:
     """Decodes an untrusted ArrayRecord; refuses what is larger than its name allows."""
     if not isinstance(record, ArrayRecord):
         raise InvalidReply(f"reply needs an ArrayRecord {field!r}, got {type(record).__name__}")
-    decoded = {}
+    decoded: dict[str, Values] = {}
     for name, array in record.items():
+        if isinstance(array, HeldArray):
+            decoded[name] = array.values
+            continue
         limit = expected_bytes.get(name)
         if limit is not None and len(array.data) > limit + _NPY_HEADER_BYTES:
             raise InvalidReply(f"{field}[{name}] needs {limit} bytes, got {len(array.data)}")
-        decoded[name] = _decoded(f"{field}[{name}]", array) if limit is not None else np.empty(0)
+        decoded[name] = values_of(f"{field}[{name}]", array) if limit is not None else np.empty(0)
     return decoded
 
 
-def _decoded(field: str, array: Array) -> NDArray[np.generic]:
-    """The values in ``.npy`` bytes (version 1.0, what ``np.save`` writes) that nobody vouches for.
+def values_of(field: str, array: Array) -> NDArray[np.generic]:
+    """Returns the values in ``.npy`` bytes (version 1.0, what ``np.save`` writes), without a copy.
 
-    ``np.load`` would also open zip archives, raise half a dozen kinds of errors on a header made
-    for it and allocate whatever shape the header claims.
+    Nobody needs to vouch for the bytes: ``np.load`` would also open zip archives, raise half a
+    dozen kinds of errors on a header made for it and allocate whatever shape the header claims.
+
+    Raises:
+        InvalidReply: If they are anything else; the message begins with ``field``.
     """
     data = array.data
     start = 10 + int.from_bytes(data[8:10], "little")
@@ -124,10 +130,10 @@ def to_cohort(
     seed: int,
     model: GlobalModel | None = None,
 ) -> Cohort:
-    """Stacks screened updates, in ascending order of client id."""
+    """Stacks screened updates, in ascending order of client id; no copy where they lie stacked."""
     ordered = sorted(updates, key=lambda update: update.client)
     return Cohort(
-        updates=torch.stack([update.delta for update in ordered]),
+        updates=stacked([update.delta for update in ordered]),
         layout=layout,
         n_examples=torch.tensor([update.n_examples for update in ordered]),
         n_steps=torch.tensor([update.n_steps for update in ordered]),

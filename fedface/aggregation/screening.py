@@ -17,6 +17,9 @@ from torch import Tensor
 from fedface.config import Config
 from fedface.parameters import Layout
 
+Values = NDArray[np.generic] | Tensor
+"""What a client sent: an array, which is copied, or a tensor, which is used as it lies there."""
+
 
 class InvalidReply(ValueError):
     """A client's reply cannot be used; the message says what was needed and what was found."""
@@ -52,8 +55,8 @@ class ClientUpdate:
 
 def screen(
     client: int,
-    arrays: Mapping[str, NDArray[np.generic]],
-    buffers: Mapping[str, NDArray[np.generic]],
+    arrays: Mapping[str, Values],
+    buffers: Mapping[str, Values],
     metrics: Mapping[str, object],
     layout: Layout,
     expected_buffers: Mapping[str, Tensor],
@@ -63,7 +66,8 @@ def screen(
 
     Args:
         client: The client's partition id.
-        arrays: Parameter name -> update of that parameter.
+        arrays: Parameter name -> update of that parameter. Tensors that lie one behind the other in
+            the layout's order become the update without a copy.
         buffers: Buffer name -> local value.
         metrics: Must hold ``num-examples``, ``num-steps`` and ``loss``.
         layout: The names and shapes that ``arrays`` must have.
@@ -89,7 +93,7 @@ def screen(
             raise InvalidReply(f"buffers[{name}] needs variances >= 0, got {values.min().item():g}")
     return ClientUpdate(
         client=client,
-        delta=layout.flatten(deltas),
+        delta=layout.joined(deltas),
         buffers=statistics,
         n_examples=_count(metrics, "num-examples", limits.max_examples),
         n_steps=_count(metrics, "num-steps", limits.max_steps),
@@ -118,17 +122,21 @@ def _require_names(field: str, found: set[str], needed: set[str]) -> None:
         )
 
 
-def _tensor(
-    field: str, array: NDArray[np.generic], shape: tuple[int, ...], dtype: torch.dtype
-) -> Tensor:
-    needed = torch.empty(0, dtype=dtype).numpy().dtype
-    if array.dtype != needed:
-        raise InvalidReply(f"{field} needs dtype {needed}, got {array.dtype}")
-    if array.shape != shape:
-        raise InvalidReply(f"{field} needs shape {shape}, got {array.shape}")
-    if not np.isfinite(array).all():
+def _tensor(field: str, values: Values, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    needed = dtype if isinstance(values, Tensor) else torch.empty(0, dtype=dtype).numpy().dtype
+    if values.dtype != needed:
+        raise InvalidReply(f"{field} needs dtype {needed}, got {values.dtype}")
+    if tuple(values.shape) != shape:
+        raise InvalidReply(f"{field} needs shape {shape}, got {tuple(values.shape)}")
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    if not _all_finite(tensor):
         raise InvalidReply(f"{field} needs finite values, got NaN or infinity")
-    return torch.from_numpy(np.array(array))
+    return tensor
+
+
+def _all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite: else the sum would be, and one pass shows it."""
+    return not values.is_floating_point() or bool(values.sum(dtype=torch.float64).isfinite())
 
 
 def _count(metrics: Mapping[str, object], name: str, limit: int) -> int:

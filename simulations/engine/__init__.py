@@ -6,6 +6,7 @@ from pydantic import Discriminator, Tag
 
 from simulations.engine.flower import FlowerEngine
 from simulations.engine.in_process import InProcessEngine
+from simulations.engine.resident import ResidentEngine
 
 
 def _name(value: Any) -> str:
@@ -15,9 +16,11 @@ def _name(value: Any) -> str:
 
 
 AnyEngine = Annotated[
-    Annotated[FlowerEngine, Tag("flower")] | Annotated[InProcessEngine, Tag("in_process")],
+    Annotated[FlowerEngine, Tag("flower")]
+    | Annotated[InProcessEngine, Tag("in_process")]
+    | Annotated[ResidentEngine, Tag("resident")],
     Discriminator(_name),
 ]
 """Every engine a YAML file can name."""
 
-__all__ = ["AnyEngine", "FlowerEngine", "InProcessEngine"]
+__all__ = ["AnyEngine", "FlowerEngine", "InProcessEngine", "ResidentEngine"]

@@ -8,45 +8,18 @@ import os
 import warnings
 from collections.abc import Callable
 from threading import Event
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from fedface.config import Config
+from simulations.engine.workers import ENVIRONMENT, ClientResources, EngineFailed
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid
 
-ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray starts workers at the lowest priority but four; here they do the work.
-    "RAY_worker_niceness": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "OMP_NUM_THREADS": "1",
-    # glibc gives freed activations back to the kernel at each step; the page faults slow small
-    # nets down.
-    "MALLOC_TRIM_THRESHOLD_": "4000000000",
-    "MALLOC_MMAP_THRESHOLD_": "4000000000",
-}
-
-
 _DEAD = ("ActorDiedError", "RayActorError", "ActorUnavailableError", "WorkerCrashedError")
-
-
-class EngineFailed(RuntimeError):
-    """Flower or Ray broke down; the run can be resumed."""
-
-
-class ClientResources(Config):
-    """What one client takes while it trains."""
-
-    num_cpus: PositiveInt = 1
-    num_gpus: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share of one GPU; Ray throttles by it, it does not cap memory. Null shares the GPUs that
-    there are evenly among the clients that the CPUs can serve at a time; 0 trains on the CPU."""
 
 
 class FlowerEngine(Config):

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -150,3 +152,55 @@ def test_loading_refuses_other_names_and_shapes():
         parameters.load(net, {"head": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"4.bias needs shape \(5,\), got \(1,\)"):
         parameters.load(net, {"4.bias": torch.zeros(1)})
+
+
+@settings(max_examples=40, deadline=None)
+@given(SHAPES)
+def test_what_unflatten_made_is_joined_without_a_copy(shapes):
+    layout = Layout.from_shapes(shapes)
+    matrix = torch.randn(3, layout.dim, generator=stream(0, "matrix"))
+    joined = layout.joined(layout.unflatten(matrix[1]))
+    assert torch.equal(joined, matrix[1])
+    if layout.dim:
+        assert joined.data_ptr() == matrix[1].data_ptr()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        lambda v: {"a": v[:4].clone().view(2, 2), "b": v[4:]},
+        lambda v: {"a": v[:4].view(2, 2).T, "b": v[4:]},
+        lambda v: {"a": v[1:5].view(2, 2), "b": v[3:]},
+        lambda v: {"a": v[3:].view(2, 2) if len(v) == 7 else v[:4].view(2, 2), "b": v[:3]},
+        lambda v: {"a": v[:4].double().view(2, 2), "b": v[4:].double()},
+    ],
+)
+def test_what_does_not_lie_in_order_is_joined_by_copying(pieces):
+    layout = Layout.from_shapes({"a": (2, 2), "b": (3,)})
+    tensors = pieces(torch.arange(7.0))
+    tensors["b"] = tensors["b"][:3]
+    joined = layout.joined(tensors)
+    assert torch.equal(joined, layout.flatten(tensors)) and joined.dtype == torch.float32
+
+
+def test_joined_refuses_another_shape_by_name():
+    layout = Layout.from_shapes({"a": (2, 2), "b": (3,)})
+    with pytest.raises(ValueError, match=r"parameter a needs shape \(2, 2\), got \(4,\)"):
+        layout.joined({"a": torch.zeros(4), "b": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1, 2], [2, 3], [0, 2], [1, 0], [1, 1]])
+def test_rows_are_stacked_and_copied_only_where_they_do_not_follow_each_other(rows):
+    matrix = torch.randn(4, 5, generator=stream(0, "matrix"))
+    stacked = parameters.stacked([matrix[row] for row in rows])
+    assert torch.equal(stacked, matrix[rows])
+    follow = all(b == a + 1 for a, b in pairwise(rows))
+    assert (stacked.data_ptr() == matrix[rows[0]].data_ptr()) == follow
+
+
+def test_rows_of_several_memories_or_types_are_stacked_as_torch_does():
+    rows = [torch.ones(3), torch.zeros(3)]
+    assert torch.equal(parameters.stacked(rows), torch.stack(rows))
+    matrix = torch.randn(3, 4, generator=stream(0, "matrix"))
+    columns = [matrix[:, 0], matrix[:, 1]]
+    assert torch.equal(parameters.stacked(columns), torch.stack(columns))

@@ -1,6 +1,7 @@
 import pytest
 
-from simulations.engine.flower import ClientResources, FlowerEngine
+from simulations.engine.flower import FlowerEngine
+from simulations.engine.workers import ClientResources
 
 
 @pytest.mark.parametrize(

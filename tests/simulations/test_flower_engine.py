@@ -16,7 +16,8 @@ from rich.console import Console
 from fedface.report.run_folder import RunFolder
 from simulations.app import client_app
 from simulations.build import site_folder
-from simulations.engine.flower import EngineFailed, FlowerEngine
+from simulations.engine.flower import FlowerEngine
+from simulations.engine.workers import EngineFailed
 from simulations.execution import run
 from simulations.server import RunFailed
 from tests.simulations.faulty import run_with

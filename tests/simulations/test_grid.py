@@ -5,8 +5,7 @@ import pytest
 import yaml
 
 from fedface.config import ConfigError
-from simulations.grid import Workers, cell_path, cells, is_grid, load_grid
-from simulations.ray_cells import slots
+from simulations.grid import cell_path, cells, is_grid, load_grid
 from simulations.schedule import Costs, next_cell
 from tests.simulations.tiny import tiny_content
 
@@ -151,35 +150,3 @@ def test_unknown_attacks_are_expected_to_take_the_mean(tmp_path: Path) -> None:
     costs.add(every[1], 6.0)
     assert costs.expected(every[1]) == 6.0
     assert costs.expected(every[-1]) == 4.0
-
-
-@pytest.mark.parametrize(
-    ("workers", "nodes", "expected"),
-    [
-        ({}, [(4, 0)], (4, 0.0)),
-        ({"cpus": 2}, [(5, 0), (3, 0)], (3, 0.0)),
-        ({"max_parallel": 3}, [(8, 0)], (3, 0.0)),
-        ({}, [(8, 2)], (8, 0.25)),
-        ({}, [(3, 2)], (3, 0.5)),
-        ({"gpus": 0}, [(8, 2)], (8, 0.0)),
-        ({"gpus": 0.4}, [(16, 2)], (4, 0.4)),
-        ({"gpus": 1}, [(16, 2)], (2, 1.0)),
-    ],
-)
-def test_cells_at_a_time(
-    workers: dict[str, Any], nodes: list[tuple[float, float]], expected: tuple[int, float]
-) -> None:
-    n_slots, share = slots(Workers(**workers), nodes)
-    assert (n_slots, share) == expected
-
-
-def test_three_cells_on_a_gpu_all_fit() -> None:
-    n_slots, share = slots(Workers(), [(3, 1)])
-    assert n_slots == 3 and 3 * share <= 1 < 3 * share + 0.01
-
-
-def test_a_cell_without_room_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"workers.cpus: needed 4 CPUs for a cell, found 2"):
-        slots(Workers(cpus=4), [(2, 0), (2, 0)])
-    with pytest.raises(ConfigError, match=r"workers.gpus: needed 1 of a GPU for a cell"):
-        slots(Workers(gpus=1), [(2, 0)])

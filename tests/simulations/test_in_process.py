@@ -118,18 +118,18 @@ def test_each_node_holds_its_partition_and_keeps_its_context() -> None:
 
 def test_a_client_that_raises_becomes_an_error_reply_of_its_own() -> None:
     def use(grid: Grid) -> dict[int, Message]:
-        return exchange(grid, questions((1, 2, 3)), 60)
+        return exchange(grid, questions((0, 1, 2)), 60)
 
     replies = on_grid(faulty_app(RuntimeError("the disk is full")), use)
-    assert [node for node in sorted(replies) if replies[node].has_error()] == [2]
-    assert "RuntimeError" in replies[2].error.reason
-    assert "the disk is full" in replies[2].error.reason
-    assert not replies[2].has_content()
+    assert [node for node in sorted(replies) if replies[node].has_error()] == [1]
+    assert "RuntimeError" in replies[1].error.reason
+    assert "the disk is full" in replies[1].error.reason
+    assert not replies[1].has_content()
 
 
 def test_an_interrupt_in_a_client_ends_the_run() -> None:
     with pytest.raises(KeyboardInterrupt):
-        on_grid(faulty_app(KeyboardInterrupt()), lambda grid: exchange(grid, questions((2,)), 60))
+        on_grid(faulty_app(KeyboardInterrupt()), lambda grid: exchange(grid, questions((1,)), 60))
 
 
 def test_what_the_server_raises_comes_out_unchanged() -> None:
@@ -145,7 +145,7 @@ def test_what_the_server_raises_comes_out_unchanged() -> None:
 
 def test_a_message_is_answered_once_and_when_its_reply_is_pulled() -> None:
     def use(grid: Grid) -> None:
-        ids = list(grid.push_messages(questions((1, 2)).values()))
+        ids = list(grid.push_messages(questions((0, 1)).values()))
         assert len(set(ids)) == 2
         assert list(grid.pull_messages(["nobody's"])) == []
         (late,) = grid.pull_messages(ids[1:])
@@ -161,7 +161,7 @@ def test_a_message_is_answered_once_and_when_its_reply_is_pulled() -> None:
 
 def test_send_and_receive_answers_in_order() -> None:
     replies = on_grid(
-        faulty_app(), lambda grid: grid.send_and_receive(questions((3, 1)).values(), timeout=60)
+        faulty_app(), lambda grid: grid.send_and_receive(questions((2, 0)).values(), timeout=60)
     )
     assert [metrics(reply)["partition-id"] for reply in replies] == [2, 0]
 
@@ -181,13 +181,13 @@ def test_clients_for_whom_no_time_is_left_are_silent(monkeypatch: pytest.MonkeyP
         return plain(message, context)
 
     def use(grid: Grid) -> tuple[list[int], dict[str, Any]]:
-        in_time = sorted(exchange(grid, questions((1, 2, 3)), timeout=5))
-        (last,) = exchange(grid, questions((3,)), timeout=5).values()
+        in_time = sorted(exchange(grid, questions((0, 1, 2)), timeout=5))
+        (last,) = exchange(grid, questions((2,)), timeout=5).values()
         return in_time, metrics(last)
 
     in_time, last = on_grid(slow, use)
-    assert in_time == [1, 2]
-    assert last["n"] == 1, "node 3 never got the first message"
+    assert in_time == [0, 1]
+    assert last["n"] == 1, "node 2 never got the first message"
 
 
 def test_it_has_no_workers_to_lose() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedface.aggregation.screening import ClientUpdate, InvalidReply, ReplyLimits
 from fedface.parameters import Layout
 from fedface.random import stream
+from strategies.held import HeldArray, held_record
 from strategies.records import to_cohort, to_record, to_tensors, to_update
 
 pytestmark = pytest.mark.usefixtures("flower_identity")
@@ -238,3 +239,52 @@ def test_a_cohort_is_ordered_by_client_whatever_the_order_of_replies():
     assert cohort.n_steps.tolist() == [2, 5, 9]
     assert (cohort.server_round, cohort.seed, cohort.layout) == (4, 8, LAYOUT)
     assert cohort.updates.dtype == torch.float32 and cohort.n_examples.dtype == torch.int64
+
+
+def held(vector: Tensor) -> ArrayRecord:
+    """What an engine with shared memory makes of an update: views of one vector."""
+    return held_record(LAYOUT.unflatten(vector))
+
+
+def test_updates_that_lie_in_one_matrix_become_the_cohort_without_a_copy():
+    matrix = torch.randn(3, LAYOUT.dim, generator=stream(0, "matrix"))
+    question = Message(RecordDict(), 5, "train")
+    updates = [
+        to_update(
+            client,
+            Message(content(arrays=held(matrix[row])), reply_to=question),
+            LAYOUT,
+            BUFFERS,
+            ReplyLimits(),
+        )
+        for row, client in ((1, 7), (0, 4))
+    ]
+    cohort = to_cohort(updates, LAYOUT, 1, 0)
+    assert cohort.client_ids == (4, 7)
+    assert torch.equal(cohort.updates, matrix[:2])
+    assert cohort.updates.data_ptr() == matrix.data_ptr()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_held_values_are_screened_like_others(value):
+    vector = torch.randn(LAYOUT.dim, generator=stream(0, "matrix"))
+    vector[24] = value
+    assert (
+        reason(content(arrays=held(vector))) == "arrays[b] needs finite values, got NaN or infinity"
+    )
+
+
+def test_held_values_of_another_type_shape_or_name_are_refused():
+    good = held(torch.zeros(LAYOUT.dim))
+    good["s"] = HeldArray(torch.zeros((), dtype=torch.float64))
+    assert reason(content(arrays=good)) == "arrays[s] needs dtype torch.float32, got torch.float64"
+    good["s"] = HeldArray(torch.zeros(1))
+    assert reason(content(arrays=good)) == "arrays[s] needs shape (), got (1,)"
+    del good["s"]
+    good["t"] = HeldArray(torch.zeros(()))
+    assert "arrays lacks s" in reason(content(arrays=good))
+
+
+def test_huge_finite_values_are_no_fault():
+    vector = torch.full((LAYOUT.dim,), 3e38)
+    assert torch.equal(decoded(content(arrays=held(vector))).delta, vector)

@@ -1,0 +1,47 @@
+"""Work is given out by what it cost before, the longest first."""
+
+from itertools import product
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulations.engine.costs import ClientCosts, longest, makespan
+
+
+def test_estimates_follow_the_measurements_by_halves() -> None:
+    costs = ClientCosts()
+    assert costs.expected(3, "train") == inf
+    costs.add(3, "train", 8.0)
+    assert costs.expected(3, "train") == 8.0
+    costs.add(3, "train", 4.0)
+    assert costs.expected(3, "train") == 6.0
+    assert costs.expected(3, "evaluate") == inf and costs.expected(4, "train") == inf
+
+
+def test_the_unknown_comes_first_then_the_longest_then_who_came_first() -> None:
+    assert longest([("a", 1.0), ("b", inf), ("c", 5.0)]) == "b"
+    assert longest([("a", 1.0), ("c", 5.0), ("d", 5.0)]) == "c"
+
+
+def best(costs: list[float], n_workers: int) -> float:
+    """The least makespan of all assignments."""
+    return min(
+        max(sum(c for c, w in zip(costs, who, strict=True) if w == i) for i in range(n_workers))
+        for who in product(range(n_workers), repeat=len(costs))
+    )
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=6), st.integers(1, 3))
+def test_it_ends_within_grahams_bound(costs: list[float], n_workers: int) -> None:
+    bound = 4 / 3 - 1 / (3 * n_workers)
+    least = best(costs, n_workers)
+    assert least - 1e-9 <= makespan(costs, n_workers) <= bound * least + 1e-9
+
+
+def test_one_worker_does_all_and_many_do_the_longest() -> None:
+    assert makespan([3.0, 1.0, 2.0], 1) == 6.0
+    assert makespan([3.0, 1.0, 2.0], 9) == 3.0
+    # 5 4 3 3 3 on two: 5+3, 4+3+3 by the rule; 9 would be best.
+    assert makespan([3.0, 5.0, 3.0, 4.0, 3.0], 2) == pytest.approx(10.0)
