@@ -60,6 +60,8 @@ def _worker(source: str) -> Callable[[int], Shell]:
     data = build_data(config)
     backbone = build_backbone(config, data.train.images.shape[1])
     backbone = backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.model.compile:
+        backbone.compile()
     return lru_cache(maxsize=None)(
         lambda client: build_client(config, data, client, backbone, device)
     )
