@@ -46,8 +46,8 @@ class ModelConfig(Config):
     backbone: AnyBackbone
     head: AnyHead
     compile: bool = False
-    """Whether sites compile the backbone (torch.compile). It takes a minute at a worker's start, and
-    on a CPU a C++ compiler; it pays in long runs. The last bits of the results differ."""
+    """Whether sites compile the backbone (torch.compile). It takes a minute when a worker starts,
+    and on a CPU a C++ compiler; it pays in long runs. The last bits of the results differ."""
 
 
 class FederationConfig(Config):

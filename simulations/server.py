@@ -81,6 +81,7 @@ class Server:
                 data.train.images.shape[1],
                 federation.n_rounds,
             ),
+            n_threads=config.engine.server_threads,
         )
         self.adversary = None
         if config.attack is not None:

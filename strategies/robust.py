@@ -1,6 +1,7 @@
 """A Flower strategy whose server step is any fedface aggregator."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
 from typing import Protocol
@@ -61,6 +62,7 @@ class RobustStrategy(Strategy):
         limits: ReplyLimits | None = None,
         timeout: float = 3600.0,
         model: GlobalModel | None = None,
+        n_threads: int = 1,
     ) -> None:
         """Keeps the run's settings; nothing is sent before the first round.
 
@@ -76,8 +78,10 @@ class RobustStrategy(Strategy):
             timeout: Seconds to wait for a round's replies.
             model: What rules that look beyond the updates may use; its weights and buffers are
                 replaced by those of the round.
+            n_threads: Threads that the aggregator may use while the clients rest.
         """
         self.model = model
+        self.n_threads = n_threads
         self.aggregator = aggregator
         self.layout = layout
         self.buffers = dict(buffers)
@@ -221,7 +225,8 @@ class RobustStrategy(Strategy):
         model = self.global_model(weights)
         cohort = to_cohort(updates, self.layout, server_round, self.seed, model)
         try:
-            aggregation, state = self.aggregator(cohort, self.state)
+            with threads(self.n_threads):
+                aggregation, state = self.aggregator(cohort, self.state)
         except ValueError as error:
             return None, RoundRecord(server_round, (), rejected, f"aggregator refused: {error}")
         if not torch.isfinite(aggregation.update).all():
@@ -242,3 +247,14 @@ class RobustStrategy(Strategy):
                 self.buffers[name] = mean.to(old.dtype)
             else:
                 self.buffers[name] = values[trust > 0].amax(dim=0)
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Lets torch use ``n`` threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -42,6 +42,11 @@ class FlowerEngine(Config):
                 raise ValueError(f"{name} needs >= client_resources.{name}={needed}, got {found}")
         return self
 
+    @property
+    def server_threads(self) -> int:
+        """As many as there are CPUs: the workers rest while the server aggregates."""
+        return self.num_cpus or os.cpu_count() or 1
+
     def run(
         self, server: Callable[["Grid"], None], client_app: "ClientApp", n_clients: int
     ) -> None:

@@ -20,6 +20,11 @@ class InProcessEngine(Config):
     name: Literal["in_process"] = "in_process"
 
     @property
+    def server_threads(self) -> int:
+        """One: runs of this engine stand side by side."""
+        return 1
+
+    @property
     def max_restarts(self) -> int:
         """How often workers are started anew: never, there are none."""
         return 0

@@ -5,6 +5,7 @@ a second. Here global weights go through Ray's object store once per round, an u
 once, into the matrix that the server aggregates, and replies are waited for.
 """
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -55,6 +56,11 @@ class ResidentEngine(Config):
             if self.address is not None and found is not None:
                 raise ValueError(f"{name} needs to be null with an address, got {found}")
         return self
+
+    @property
+    def server_threads(self) -> int:
+        """As many as there are CPUs: the workers rest while the server aggregates."""
+        return self.num_cpus or os.cpu_count() or 1
 
     @property
     def max_restarts(self) -> int:

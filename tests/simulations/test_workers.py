@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from fedface.config import ConfigError
+from simulations.engine import FlowerEngine, InProcessEngine, ResidentEngine
 from simulations.engine.workers import (
     ENVIRONMENT,
     machines,
@@ -69,3 +70,9 @@ def test_the_environment_that_the_user_set_stays(monkeypatch: pytest.MonkeyPatch
     assert environment["OMP_NUM_THREADS"] == "7"
     assert os.environ["RAY_DEDUP_LOGS"] == environment["RAY_DEDUP_LOGS"] == "0"
     assert set(environment) == set(ENVIRONMENT)
+
+
+def test_the_server_uses_what_the_workers_leave() -> None:
+    assert InProcessEngine().server_threads == 1
+    assert FlowerEngine(num_cpus=3).server_threads == ResidentEngine(num_cpus=3).server_threads == 3
+    assert FlowerEngine().server_threads == os.cpu_count()

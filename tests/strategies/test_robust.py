@@ -180,6 +180,21 @@ def test_the_aggregators_state_goes_from_round_to_round():
     assert subject.state["rounds"] == 3
 
 
+class Counting(Aggregator):
+    """Refuses, and says how many threads it could have used."""
+
+    def __call__(self, cohort: Cohort, state: State) -> tuple[Aggregation, State]:
+        raise ValueError(f"threads: {torch.get_num_threads()}")
+
+
+def test_the_aggregator_alone_has_the_servers_threads():
+    before = torch.get_num_threads()
+    subject = strategy(Counting(), n_threads=3)
+    _, record = subject.train_round(1, start_weights(), InProcessGrid(sites()))
+    assert record.kept_global == "aggregator refused: threads: 3"
+    assert torch.get_num_threads() == before
+
+
 def test_a_round_without_clients_has_no_loss():
     assert RoundRecord(1).loss is None
 
