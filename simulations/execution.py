@@ -1,6 +1,7 @@
 """Runs a configuration with all its variants and seeds, and writes down what came out."""
 
 import shutil
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -38,8 +39,11 @@ def run(config: RunConfig, console: Console, resume: bool = False, replace: bool
     if config.compare is not None:
         _prepare(top, config, resume)
     results: dict[str, list[dict[str, Any]]] = {}
-    for variant, _, single in variants(config):
-        results.setdefault(variant, []).append(run_single(single, console, variant, resume))
+    runs = variants(config)
+    alike = all(single.engine == config.engine for _, _, single in runs)
+    with config.engine.ready() if alike else nullcontext():
+        for variant, _, single in runs:
+            results.setdefault(variant, []).append(run_single(single, console, variant, resume))
     table = comparison_table(results)
     _show(console, table, config)
     write_atomically(top.path / "table.md", table.markdown())

@@ -7,6 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
@@ -41,6 +42,10 @@ class FlowerEngine(Config):
             if None not in (needed, found) and found < needed:
                 raise ValueError(f"{name} needs >= client_resources.{name}={needed}, got {found}")
         return self
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Does nothing: Flower starts Ray for each run."""
+        return nullcontext()
 
     @property
     def server_threads(self) -> int:

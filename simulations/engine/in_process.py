@@ -5,6 +5,7 @@ each has a process of its own (``fedface compare``). It gives the numbers of the
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 from fedface.config import Config
@@ -18,6 +19,10 @@ class InProcessEngine(Config):
     """Runs every client in the server's process."""
 
     name: Literal["in_process"] = "in_process"
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Does nothing: there is nothing to start."""
+        return nullcontext()
 
     @property
     def server_threads(self) -> int:

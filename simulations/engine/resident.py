@@ -6,7 +6,8 @@ once, into the matrix that the server aggregates, and replies are waited for.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -81,32 +82,53 @@ class ResidentEngine(Config):
             ConfigError: If there are not the CPUs or GPUs for one worker.
             EngineFailed: If workers die faster than they can be replaced.
         """
-        environment = prepare_environment()
+        with self.ready():
+            self._run(import_module("ray"), server, client_app, n_clients)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Keeps Ray running inside: several runs need not start it anew each."""
+        prepare_environment()
         ray: Any = import_module("ray")
+        if ray.is_initialized():
+            yield
+            return
         ray.init(**self._init_arguments())
         try:
-            from simulations.engine.resident_grid import ResidentGrid
-            from simulations.engine.resident_worker import ClientWorker
-
-            cpus = self.client_resources.num_cpus
-            n_workers, gpus = slots(
-                cpus,
-                self.client_resources.num_gpus,
-                machines(ray.nodes()),
-                self.max_workers,
-                _FIELDS,
-            )
-            actor: Any = ray.remote(ClientWorker).options(
-                num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": environment}
-            )
-            app, folder = ray.put(client_app), str(Path.cwd())
-            server(
-                ResidentGrid(
-                    ray, lambda: actor.remote(app, folder), min(n_workers, n_clients), n_clients
-                )
-            )
+            yield
         finally:
             ray.shutdown()
+
+    def _run(
+        self,
+        ray: Any,
+        server: Callable[["Grid"], None],
+        client_app: "ClientApp",
+        n_clients: int,
+    ) -> None:
+        from simulations.engine.resident_grid import ResidentGrid
+        from simulations.engine.resident_worker import ClientWorker
+
+        resources = self.client_resources
+        n_workers, gpus = slots(
+            resources.num_cpus,
+            resources.num_gpus,
+            machines(ray.nodes()),
+            self.max_workers,
+            _FIELDS,
+        )
+        actor = ray.remote(ClientWorker).options(
+            num_cpus=resources.num_cpus,
+            num_gpus=gpus,
+            runtime_env={"env_vars": prepare_environment()},
+        )
+        app, folder = ray.put(client_app), str(Path.cwd())
+        n_workers = min(n_workers, n_clients)
+        grid = ResidentGrid(ray, lambda: actor.remote(app, folder), n_workers, n_clients)
+        try:
+            server(grid)
+        finally:
+            grid.close()
 
     def _init_arguments(self) -> dict[str, Any]:
         arguments = ray_arguments(self.num_cpus, self.address)

@@ -113,6 +113,11 @@ class ResidentGrid(LocalGrid):
             waiting -= {reply.metadata.reply_to_message_id for reply in replies}
         return replies
 
+    def close(self) -> None:
+        """Ends the workers."""
+        for worker in self._workers:
+            self._ray.kill(worker.actor)
+
     # ---- giving out
 
     def _task(self, message: Message) -> Task:

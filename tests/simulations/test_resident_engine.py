@@ -6,6 +6,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import ray
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -101,6 +102,28 @@ def test_workers_stay_and_write_where_the_server_reads(monkeypatch: pytest.Monke
         assert second_pids <= first_pids and 1 <= len(first_pids) <= 2
         assert os.getpid() not in first_pids
         assert found["held"] and found["sums"] == {n: n + 1.0 for n in range(6)}
+        assert left_after(mark, 20) == []
+    finally:
+        kill_all(mark)
+
+
+@slow
+def test_several_runs_share_one_ray_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    engine, pids, nodes = ResidentEngine(num_cpus=1), [], []
+
+    def server(grid: Grid) -> None:
+        (answers,) = rounds(grid, 2)
+        pids.append({pid(r) for r in answers.values()})
+        nodes.append([node["NodeID"] for node in ray.nodes()])
+
+    try:
+        with engine.ready():
+            for _ in range(2):
+                engine.run(server, telling_app(), 2)
+        assert nodes[0] == nodes[1]
+        assert not pids[0] & pids[1], "each run has workers of its own"
         assert left_after(mark, 20) == []
     finally:
         kill_all(mark)

@@ -304,3 +304,9 @@ def test_unknown_nodes_and_replies_are_none_of_its_business(monkeypatch) -> None
         grid.push_messages([Message(RecordDict(), 4, "train")])
     assert grid.pull_messages(["nobody's"]) == []
     assert torch.get_num_threads() == 1
+
+
+def test_the_workers_end_with_the_grid(monkeypatch) -> None:
+    federation = Federation(monkeypatch)
+    federation.grid.close()
+    assert federation.ray.killed == federation.started

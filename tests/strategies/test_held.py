@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array
 
 from strategies.held import HeldArray, held_record
 
