@@ -16,6 +16,9 @@ from fedface.evaluation.scores import PairScores, choose_images, pair_scores
 
 Scores = NDArray[np.float64]
 
+DET_RATES = 10.0 ** (np.arange(-50, 1) / 10)
+"""The false match rates that a DET curve is recorded at: ten a decade, from 1e-5."""
+
 
 class InsufficientSupport(ValueError):
     """There are too few impostor scores to measure so small a false match rate."""
@@ -70,6 +73,7 @@ class VerificationReport:
         n_identities: Test identities.
         n_calibration_impostor: Impostor calibration pairs.
         confidence: The coverage of every interval.
+        det: The DET curve of the test identities, see :func:`det_curve`.
     """
 
     points: tuple[OperatingPoint, ...]
@@ -80,6 +84,7 @@ class VerificationReport:
     n_identities: int
     n_calibration_impostor: int
     confidence: float
+    det: tuple[tuple[float, float], ...] = ()
 
 
 def false_match_rate(impostor: Scores, threshold: float) -> float:
@@ -155,6 +160,26 @@ def equal_error_rate(genuine: Scores, impostor: Scores) -> float:
     second = int(np.argmax(fnmr >= fmr))
     first = second if fnmr[second] == fmr[second] else second - 1
     return float(min(fnmr[first] + fmr[first], fnmr[second] + fmr[second]) / 2)
+
+
+def det_curve(genuine: Scores, impostor: Scores) -> tuple[tuple[float, float], ...]:
+    """Returns (FMR, FNMR) at the false match rates of ``DET_RATES``, ascending.
+
+    The FNMR is that at the lowest threshold which keeps the false match rate of these very scores;
+    rates below one in the ``(n_impostor,)`` scores are left out, since none can be kept exactly.
+
+    Raises:
+        ValueError: If a side has no score or one that is not finite.
+    """
+    _check_scores("genuine", genuine)
+    _check_scores("impostor", impostor)
+    from_top, ascending = np.sort(impostor)[::-1], np.sort(genuine)
+    n_allowed = np.floor(DET_RATES * len(impostor) + 1e-9).astype(np.int64)
+    rates, n_allowed = DET_RATES[n_allowed > 0], n_allowed[n_allowed > 0]
+    # A match is s >= t: with k allowed the threshold lies just above the (k + 1)-th largest score.
+    bounds = np.append(from_top, -np.inf)[n_allowed]
+    fnmr = np.searchsorted(ascending, bounds, side="right") / len(genuine)
+    return tuple(zip(rates.tolist(), fnmr.tolist(), strict=True))
 
 
 def genuine_acceptance(pairs: PairScores, threshold: float) -> Acceptance:
@@ -240,6 +265,7 @@ def evaluate_verification(
         n_identities=len(test.n_images),
         n_calibration_impostor=len(calibration.impostor),
         confidence=confidence,
+        det=det_curve(test.genuine, test.impostor),
     )
 
 

@@ -126,27 +126,27 @@ def _on_clean(point: Record | None) -> tuple[float, float, float] | None:
 
 
 def _det(runs: Sequence[RecordedRun]) -> list[dict[str, float]]:
-    """The recorded points of the final models' DET curve, means over the seeds that have them.
+    """The final models' DET curve, means over the seeds; where none was recorded, its known points.
 
     A rate of zero is shown as one error in as many comparisons as there were.
     """
     points: dict[float, list[tuple[float, ...]]] = {}
-    for run in runs:
-        final = measured(run.final)
-        if final is None:
-            continue
-        of = final["verification"]
+    finals = [final["verification"] for run in runs if (final := measured(run.final)) is not None]
+    whole = all(of.get("det") for of in finals)
+    for of in finals:
         floor = 1 / of["n_impostor"], 1 / of["n_genuine"]
-        rates = [(p["alpha"], p["fmr"], 1 - p["tar"]) for p in of["points"]]
-        for alpha, fmr, fnmr in [*rates, (1.0, of["eer"], of["eer"])]:
+        known = [(p["alpha"], p["fmr"], 1 - p["tar"]) for p in of["points"]]
+        known.append((1.0, of["eer"], of["eer"]))
+        curve = [(-fmr, fmr, fnmr) for fmr, fnmr in of.get("det", ())]
+        for key, fmr, fnmr in curve if whole else known:
             shown = max(fmr, floor[0]), max(fnmr, floor[1]), fmr, fnmr
-            points.setdefault(alpha, []).append(shown)
+            points.setdefault(key, []).append(shown)
     means = {
-        alpha: [_short(sum(values) / len(values)) for values in zip(*found, strict=True)]
-        for alpha, found in sorted(points.items())
+        key: [_short(sum(values) / len(values)) for values in zip(*found, strict=True)]
+        for key, found in sorted(points.items())
     }
     keys = ("x", "y", "fmr", "fnmr")
-    return [{"alpha": alpha, **dict(zip(keys, m, strict=True))} for alpha, m in means.items()]
+    return [{"alpha": key, **dict(zip(keys, m, strict=True))} for key, m in means.items()]
 
 
 def _scores(run: RecordedRun, every: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_curve
 from fedface.evaluation.scores import pair_scores
 from fedface.evaluation.verification import (
     InsufficientSupport,
+    det_curve,
     equal_error_rate,
     evaluate_verification,
     false_match_rate,
@@ -170,6 +171,30 @@ def test_eer_does_not_depend_on_scale_or_order():
     )
 
 
+@pytest.mark.parametrize("levels", [3, 20, None])
+def test_det_is_its_definition(levels):
+    rng = np.random.default_rng(0)
+    genuine, impostor = rng.normal(1, 1, 300), rng.normal(0, 1, 1000)
+    if levels is not None:
+        genuine, impostor = (np.round(levels * x) / levels for x in (genuine, impostor))
+    curve = det_curve(genuine, impostor)
+    assert [fmr for fmr, _ in curve] == pytest.approx([10 ** (-k / 10) for k in range(30, -1, -1)])
+    everything = np.concatenate([genuine, impostor, [-np.inf, np.inf]])
+    thresholds = [t for s in everything for t in (s, np.nextafter(s, np.inf))]
+    for fmr, fnmr in curve[::5]:
+        kept = [t for t in thresholds if np.mean(impostor >= t) <= fmr + 1e-12]
+        assert fnmr == min(np.mean(genuine < t) for t in kept)
+    misses = [fnmr for _, fnmr in curve]
+    assert misses == sorted(misses, reverse=True) and misses[-1] == 0
+
+
+def test_det_of_few_impostors_begins_where_they_can_carry_it():
+    curve = det_curve(np.array([0.05]), np.array([0.1, 0.9]))
+    assert [fmr for fmr, _ in curve] == pytest.approx([10 ** (-k / 10) for k in (3, 2, 1, 0)])
+    assert [fnmr for _, fnmr in curve] == [1, 1, 1, 0]
+    assert det_curve(np.array([0.5]), np.array([0.9])) == ((1.0, 0.0),)
+
+
 def test_acceptance_counts_match_the_loops():
     embeddings, identities = random_people([3, 1, 4, 2, 2])
     pairs = pair_scores(embeddings, identities, block_size=5)
@@ -226,6 +251,7 @@ def test_report_is_its_definition():
     assert (result.n_genuine, result.n_impostor) == (len(genuine), len(impostor))
     assert result.n_calibration_impostor == len(others) and result.n_identities == 12
     assert result.eer == equal_error_rate(np.round(genuine, 12), np.round(impostor, 12))
+    assert result.det == det_curve(np.round(genuine, 12), np.round(impostor, 12))
 
 
 def test_thresholds_never_see_the_test_identities():

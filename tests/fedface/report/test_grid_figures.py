@@ -82,6 +82,20 @@ def test_det_points_are_the_recorded_rates_and_zero_is_one_error(grid: Path) -> 
     assert points[1]["y"] == pytest.approx(sum(misses) / 2, rel=5e-3)
 
 
+def test_a_recorded_det_curve_is_drawn_whole_if_every_seed_has_it(grid: Path) -> None:
+    runs = runs_of(grid, "fedavg")
+    curves = [((0.001, 0.5), (0.1, 0.0)), ((0.001, 0.75), (0.1, 0.25))]
+    for run, curve in zip(runs, curves, strict=True):
+        run.final["verification"]["det"] = curve
+    found = cell_data(runs, 0.01, 0.001, 1)["det"]
+    assert all(p["alpha"] < 0 for p in found)
+    assert [p["x"] for p in found] == [0.1, 0.001]
+    assert [p["y"] for p in found] == pytest.approx([(0.001 + 0.25) / 2, 0.625], rel=5e-3)
+    assert found[0]["fnmr"] == 0.125, "what was measured, not what is shown for zero"
+    del runs[0].final["verification"]["det"]
+    assert [p["alpha"] for p in cell_data(runs, 0.01, 0.001, 1)["det"]] == [0.001, 0.01, 1]
+
+
 def test_a_model_that_cannot_be_measured_has_no_points(grid: Path) -> None:
     runs = runs_of(grid, "middling")
     for run in runs:
