@@ -20,7 +20,8 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State, global_model
-from fedface.aggregation.distances import BLOCK, update_norms
+from fedface.aggregation.distances import products_with, update_norms
+from fedface.aggregation.signs import sign_sums
 from fedface.aggregation.univariate import coordinate_median
 from fedface.aggregation.weights import Weighting, client_weights, weighted_sum
 
@@ -28,7 +29,7 @@ ROUNDING = 1e-12
 """A spread below this, of measures within [-1, 1], is the rounding of sums and no disagreement."""
 
 
-def direction_alignment(updates: Tensor, weights: Tensor, block: int = BLOCK) -> Tensor:
+def direction_alignment(updates: Tensor, weights: Tensor, block: int | None = None) -> Tensor:
     """Returns TDA: the cosine between each update and the global weights.
 
     Args:
@@ -39,15 +40,12 @@ def direction_alignment(updates: Tensor, weights: Tensor, block: int = BLOCK) ->
     Returns:
         ``(n_clients,)`` float64 in [-1, 1]; zero where either has no direction.
     """
-    products = torch.zeros(len(updates), dtype=torch.float64)
-    pieces = torch.split(weights, block)
-    for columns, piece in zip(torch.split(updates, block, dim=1), pieces, strict=True):
-        products += columns.double() @ piece.double()
-    lengths = update_norms(updates) * update_norms(weights[None])
+    products = products_with(updates, weights, block)
+    lengths = update_norms(updates, block) * update_norms(weights[None])
     return torch.where(lengths > 0, products / lengths, 0.0).clamp(-1, 1)
 
 
-def principal_signs(updates: Tensor, block: int = BLOCK) -> Tensor:
+def principal_signs(updates: Tensor, block: int | None = None) -> Tensor:
     """Returns each coordinate's majority sign: the sign of the sum of the clients' signs.
 
     Args:
@@ -57,7 +55,7 @@ def principal_signs(updates: Tensor, block: int = BLOCK) -> Tensor:
     Returns:
         ``(dim,)`` float32 of -1, 0 (a tie) and 1.
     """
-    return torch.cat([c.sign().sum(dim=0).sign() for c in torch.split(updates, block, dim=1)])
+    return sign_sums(updates, block).sign_()
 
 
 def sign_alignment(updates: Tensor, top_share: float) -> Tensor:

@@ -4,13 +4,15 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import NonNegativeInt
 from torch import Tensor
 
+from fedface.aggregation.blocks import Scratch, by_columns
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
-from fedface.aggregation.distances import BLOCK, pairwise_squared_distances
+from fedface.aggregation.distances import pairwise_squared_distances
 from fedface.aggregation.krum import nearest_sums
-from fedface.aggregation.univariate import coordinate_median
+from fedface.aggregation.order_statistics import mean_of, ranked, within
 
 
 def bulyan_selection(distances: Tensor, n_byzantine: int) -> list[int]:
@@ -39,7 +41,7 @@ def bulyan_selection(distances: Tensor, n_byzantine: int) -> list[int]:
 
 
 def mean_around_median(
-    updates: Tensor, selected: list[int], n_kept: int, block: int = BLOCK
+    updates: Tensor, selected: list[int], n_kept: int, block: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Returns the mean of the values closest to the median at each coordinate (the second step).
 
@@ -52,18 +54,32 @@ def mean_around_median(
 
     Returns:
         The ``(dim,)`` float32 mean, accumulated in float64, and each client's share
-        ``(n_clients,)`` float64 of the kept values; the shares sum to one.
+        ``(n_clients,)`` float64 of the values that lay within the kept range; the shares sum to
+        one. Values equal to an end of the range all count, so the order of clients is no matter.
     """
-    means, counts = [], np.zeros(len(selected))
-    for columns in torch.split(updates, block, dim=1):
-        exact = columns[selected].double()
-        distances = (exact - coordinate_median(exact)).abs().numpy()
-        nearest = np.argpartition(distances, n_kept - 1, axis=0)[:n_kept]
-        means.append(np.take_along_axis(exact.numpy(), nearest, axis=0).mean(axis=0))
-        counts += np.bincount(nearest.ravel(), minlength=len(counts))
+    values, scratch, n = updates.numpy(), Scratch(), len(selected)
+    means = np.empty(values.shape[1], np.float32)
+
+    def average(columns: slice) -> NDArray[np.int64]:
+        chosen = [values[i, columns] for i in selected]
+        ordered = ranked(chosen, 0, n - 1, scratch)
+        middle = scratch.exact(ordered[(n - 1) // 2]) + ordered[n // 2]
+        # The nearest are neighbours in order: their window moves up while the value above it is
+        # nearer than its own lowest, whose place the value above then takes.
+        for lowest in range(n - n_kept):
+            above = ordered[lowest + n_kept]
+            nearer = scratch.exact(ordered[lowest]) + above < middle
+            place = lowest % n_kept
+            ordered[place] = np.where(nearer, above, ordered[place])
+        window = ordered[:n_kept]
+        means[columns] = mean_of(window, scratch)
+        low, high = np.minimum.reduce(window), np.maximum.reduce(window)
+        return within(chosen, low, high, scratch)
+
+    counts = sum(by_columns(average, n, len(means), block), np.zeros(n))
     shares = torch.zeros(len(updates), dtype=torch.float64)
     shares[selected] = torch.from_numpy(counts / counts.sum())
-    return torch.from_numpy(np.concatenate(means)).float(), shares
+    return torch.from_numpy(means), shares
 
 
 class Bulyan(Aggregator):

@@ -2,12 +2,14 @@
 
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from fedface.aggregation.blocks import Scratch, by_columns
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
-from fedface.aggregation.distances import BLOCK
 from fedface.aggregation.univariate import coordinate_median
 
 CENTRE = "centered_clipping/centre"
@@ -30,15 +32,46 @@ def clipped_step(distances: Tensor, weights: Tensor, radius: float | None) -> Te
     return weights * (1 - factors.mean()) + factors / len(factors)
 
 
-def mixed_with_start(columns: Tensor, start: Tensor, weights: Tensor) -> Tensor:
+def distances_from(updates: Tensor, start: Tensor, weights: Tensor) -> Tensor:
+    """Returns the updates' ``(n_clients,)`` float64 distances from :func:`mixed_with_start`."""
+    values, begin, scratch = updates.numpy(), start.numpy(), Scratch()
+
+    def squared(columns: slice) -> NDArray[np.float64]:
+        exact = scratch.exact(values[:, columns])
+        exact -= _mixture(exact, begin[columns], weights.numpy())
+        return np.asarray(np.vecdot(exact, exact))
+
+    n, dim = values.shape
+    return torch.from_numpy(np.sqrt(sum(by_columns(squared, n, dim), np.zeros(n))))
+
+
+def mixed_with_start(updates: Tensor, start: Tensor, weights: Tensor) -> Tensor:
     """Returns v, the updates times ``weights`` plus ``start`` times what these leave to one.
 
     Args:
-        columns: ``(n_clients, dim)`` float64.
+        updates: ``(n_clients, dim)`` client updates.
         start: ``(dim,)``.
         weights: ``(n_clients,)`` float64.
+
+    Returns:
+        ``(dim,)`` float32, accumulated in float64.
     """
-    return weights @ columns + (1 - weights.sum()) * start
+    values, begin, scratch = updates.numpy(), start.numpy(), Scratch()
+    centre = np.empty(len(begin), np.float32)
+
+    def mix(columns: slice) -> None:
+        exact = scratch.exact(values[:, columns])
+        centre[columns] = _mixture(exact, begin[columns], weights.numpy())
+
+    by_columns(mix, *values.shape)
+    return torch.from_numpy(centre)
+
+
+def _mixture(
+    exact: NDArray[np.float64], begin: NDArray[np.float32], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    mixture: NDArray[np.float64] = weights @ exact + (1 - weights.sum()) * begin
+    return mixture
 
 
 class CenteredClipping(Aggregator):
@@ -75,19 +108,11 @@ class CenteredClipping(Aggregator):
             raise ValueError(
                 f"centered_clipping needs updates of dim {start.numel()}, got dim {dim}"
             )
-        blocks = list(
-            zip(torch.split(cohort.updates, BLOCK, dim=1), torch.split(start, BLOCK), strict=True)
-        )
         weights = torch.zeros(n_clients, dtype=torch.float64)
         distances = torch.zeros_like(weights)
         for _ in range(self.n_iterations):
-            squared = torch.zeros_like(weights)
-            for columns, begin in blocks:
-                exact = columns.double()
-                centre = mixed_with_start(exact, begin, weights)
-                squared += (exact - centre).square().sum(dim=1)
-            distances = squared.sqrt()
+            distances = distances_from(cohort.updates, start, weights)
             weights = clipped_step(distances, weights, self.radius)
-        update = torch.cat([mixed_with_start(c.double(), b, weights) for c, b in blocks]).float()
+        update = mixed_with_start(cohort.updates, start, weights)
         trust = weights / weights.sum()
         return Aggregation(update, trust, distances), {**state, CENTRE: update.clone()}

@@ -1,39 +1,73 @@
 """Norms of client updates and distances between them, summed in float64."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-BLOCK = 1 << 18
-"""Columns held in float64 at a time: bounds the extra memory to ``n_clients * 2 MiB``."""
+from fedface.aggregation.blocks import Scratch, by_columns
+
+CANCELLED = 1e-3
+"""The least share of a squared length that may be left when rows are centred after the sums."""
 
 
-def gram(rows: Tensor, origin: int | None = None, block: int = BLOCK) -> Tensor:
+def gram(rows: Tensor, origin: int | None = None, block: int | None = None) -> Tensor:
     """Returns the inner products between the rows.
 
     Args:
         rows: ``(n, dim)``.
         origin: The row that is subtracted from all first, or None for none.
+        block: Columns per pass, see :func:`fedface.aggregation.blocks.by_columns`.
+
+    Returns:
+        ``(n, n)`` float64, symmetric.
+    """
+    values, scratch = rows.numpy(), Scratch()
+
+    def products(columns: slice) -> NDArray[np.float64]:
+        piece = values[:, columns]
+        exact = scratch.exact(piece)
+        if origin is not None:
+            exact -= piece[origin]
+        return exact @ exact.T
+
+    n, dim = values.shape
+    return torch.from_numpy(sum(by_columns(products, n, dim, block), np.zeros((n, n))))
+
+
+def centred_gram(updates: Tensor, block: int | None = None) -> Tensor:
+    """Returns the inner products between the updates about the one of (lower) median length.
+
+    (Not about the mean: one enormous row would move it, and the differences among all others
+    would drown. No minority can make the median length enormous.)
+
+    Follows from the plain inner products, which cost one pass and give the lengths, too. Where
+    that would cancel more than three digits of the sixteen, because updates are nearly equal to
+    the central one, a second pass subtracts it first.
+
+    Args:
+        updates: ``(n_clients, dim)`` client updates.
         block: Columns per pass.
 
     Returns:
-        ``(n, n)`` float64.
+        ``(n_clients, n_clients)`` float64, symmetric; the central update's row is zero.
     """
-    products = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for columns in torch.split(rows, block, dim=1):
-        exact = columns.double()
-        if origin is not None:
-            exact = exact - exact[origin]
-        products += exact @ exact.T
-    return products
+    products = gram(updates, block=block)
+    lengths = products.diagonal()
+    centre = int(lengths.argsort(stable=True)[(len(updates) - 1) // 2])
+    cross = products[centre]
+    centred = products - (cross[:, None] + cross[None, :]) + cross[centre]
+    left = centred.diagonal() >= CANCELLED * lengths.clamp_min(float(lengths[centre]))
+    left[centre] = True
+    return centred if bool(left.all()) else gram(updates, centre, block)
 
 
-def pairwise_squared_distances(updates: Tensor, block: int = BLOCK) -> Tensor:
+def pairwise_squared_distances(updates: Tensor, block: int | None = None) -> Tensor:
     """Returns the squared Euclidean distances between the rows of ``updates``.
 
     Uses ||x - y||^2 = ||x||^2 + ||y||^2 - 2 <x, y>, which cancels badly when rows are nearly
-    parallel, as the updates of one cohort are: so one of them, the one of median length, is
-    subtracted first, and sums are taken in float64. (Not the mean: one enormous row would move it,
-    and the distances among all others would drown.)
+    parallel, as the updates of one cohort are: so lengths and products are taken about one of
+    them (:func:`centred_gram`), and sums are taken in float64.
 
     Args:
         updates: ``(n_clients, dim)`` client updates.
@@ -42,18 +76,12 @@ def pairwise_squared_distances(updates: Tensor, block: int = BLOCK) -> Tensor:
     Returns:
         ``(n_clients, n_clients)`` float64, symmetric, never negative, zero on the diagonal.
     """
-    products = gram(updates, central_row(updates, block), block)
+    products = centred_gram(updates, block)
     norms = products.diagonal()
-    squared = (norms[:, None] + norms[None, :] - 2 * products).clamp_min(0)
-    return ((squared + squared.T) / 2).fill_diagonal_(0)
+    return (norms[:, None] + norms[None, :] - 2 * products).clamp_min(0).fill_diagonal_(0)
 
 
-def central_row(updates: Tensor, block: int = BLOCK) -> int:
-    """Returns the row of (lower) median length: an origin that no minority can make enormous."""
-    return int(update_norms(updates, block).argsort(stable=True)[(len(updates) - 1) // 2])
-
-
-def update_norms(updates: Tensor, block: int = BLOCK) -> Tensor:
+def update_norms(updates: Tensor, block: int | None = None) -> Tensor:
     """Returns the Euclidean norm of each row of ``updates``.
 
     Args:
@@ -63,7 +91,27 @@ def update_norms(updates: Tensor, block: int = BLOCK) -> Tensor:
     Returns:
         ``(n_clients,)`` float64; finite for any finite float32 row.
     """
-    squared = torch.zeros(len(updates), dtype=torch.float64)
-    for columns in torch.split(updates, block, dim=1):
-        squared += columns.double().square().sum(dim=1)
-    return squared.sqrt()
+    return products_with(updates, None, block).sqrt()
+
+
+def products_with(updates: Tensor, vector: Tensor | None, block: int | None = None) -> Tensor:
+    """Returns the inner product of each row of ``updates`` with ``vector``, or with itself.
+
+    Args:
+        updates: ``(n_clients, dim)`` client updates.
+        vector: ``(dim,)``; None for the row itself.
+        block: Columns per pass.
+
+    Returns:
+        ``(n_clients,)`` float64.
+    """
+    values, scratch = updates.numpy(), Scratch()
+    other = None if vector is None else vector.numpy()
+
+    def products(columns: slice) -> NDArray[np.float64]:
+        exact = scratch.exact(values[:, columns])
+        second = exact if other is None else other[columns].astype(np.float64)
+        return np.asarray(np.vecdot(exact, second))
+
+    n, dim = values.shape
+    return torch.from_numpy(sum(by_columns(products, n, dim, block), np.zeros(n)))

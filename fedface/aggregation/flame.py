@@ -23,7 +23,7 @@ from sklearn.cluster import HDBSCAN
 from torch import Tensor
 
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State, global_model
-from fedface.aggregation.distances import BLOCK, gram
+from fedface.aggregation.distances import gram, products_with
 from fedface.aggregation.univariate import coordinate_median
 from fedface.aggregation.weights import client_weights, weighted_sum
 from fedface.random import stream
@@ -64,14 +64,8 @@ def model_distances(updates: Tensor, weights: Tensor, products: Tensor) -> Tenso
     Returns:
         As :func:`cosine_distances`.
     """
-    squared_norm = torch.zeros((), dtype=torch.float64)
-    cross = torch.zeros(len(updates), dtype=torch.float64)
-    pairs = zip(torch.split(updates, BLOCK, 1), torch.split(weights, BLOCK), strict=True)
-    for columns, block in pairs:
-        exact = block.double()
-        squared_norm += exact @ exact
-        cross += columns.double() @ exact
-    return cosine_distances(squared_norm, cross, products)
+    squared_norm = products_with(weights[None], None)[0]
+    return cosine_distances(squared_norm, products_with(updates, weights), products)
 
 
 def majority_cluster(distances: Tensor) -> Tensor:
@@ -131,5 +125,6 @@ class Flame(Aggregator):
         update = weighted_sum(cohort.updates, trust * clipping)
         if self.noise_factor > 0:
             rng = stream(cohort.seed, "flame noise", cohort.server_round)
-            update = update + self.noise_factor * median * torch.randn(len(update), generator=rng)
+            noise = torch.randn(len(update), generator=rng)
+            update += noise.mul_(self.noise_factor * median)
         return Aggregation(update, trust), state

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedface import parameters
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State, global_model
-from fedface.aggregation.distances import BLOCK, update_norms
+from fedface.aggregation.distances import products_with, update_norms
 from fedface.aggregation.global_model import GlobalModel
 from fedface.aggregation.weights import weighted_sum
 from fedface.data.faces import Faces
@@ -42,10 +42,7 @@ def cosines_to(updates: Tensor, reference: Tensor) -> Tensor:
     Returns:
         ``(n_clients,)`` float64 in [-1, 1]; zero where either has no length.
     """
-    products = torch.zeros(len(updates), dtype=torch.float64)
-    pairs = zip(torch.split(updates, BLOCK, 1), torch.split(reference, BLOCK), strict=True)
-    for columns, block in pairs:
-        products += columns.double() @ block.double()
+    products = products_with(updates, reference)
     lengths = update_norms(updates) * update_norms(reference[None])
     return torch.where(lengths > 0, products / lengths, 0.0).clamp(-1, 1)
 

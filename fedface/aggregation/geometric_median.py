@@ -13,7 +13,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
-from fedface.aggregation.distances import central_row, gram
+from fedface.aggregation.distances import centred_gram
 from fedface.aggregation.weights import Weighting, client_weights, weighted_sum
 
 SETTLED = 1e-12
@@ -88,7 +88,7 @@ class GeometricMedian(Aggregator):
         """Returns the geometric median; keeps no state."""
         everyone = torch.ones(len(cohort.client_ids), dtype=torch.bool)
         shares = client_weights(cohort.n_examples, everyone, self.weighting)
-        products = gram(cohort.updates, central_row(cohort.updates))
+        products = centred_gram(cohort.updates)
         trust = weiszfeld_weights(products, shares, self.smoothing, self.max_iterations)
         scores = distances_from_mean(products, trust)
         return Aggregation(weighted_sum(cohort.updates, trust), trust, scores), state

@@ -7,13 +7,14 @@ them, as a matrix whose rows sum to one, and hands these to an inner rule.
 from dataclasses import replace
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedface.aggregation.blocks import Scratch, by_columns
 from fedface.aggregation.centered_clipping import CenteredClipping
 from fedface.aggregation.cohort import Aggregation, Cohort, State
-from fedface.aggregation.distances import BLOCK
 from fedface.aggregation.geometric_median import GeometricMedian
 from fedface.aggregation.krum import Krum, MultiKrum
 from fedface.aggregation.mean import Mean
@@ -30,7 +31,7 @@ PREFIX = "then/"
 """Stands before the keys of the inner rule's state."""
 
 
-def mixed(updates: Tensor, mixing: Tensor, block: int = BLOCK) -> Tensor:
+def mixed(updates: Tensor, mixing: Tensor, block: int | None = None) -> Tensor:
     """Returns ``mixing @ updates``, accumulated in float64.
 
     Args:
@@ -41,12 +42,14 @@ def mixed(updates: Tensor, mixing: Tensor, block: int = BLOCK) -> Tensor:
     Returns:
         ``(n_rows, dim)`` float32.
     """
-    result = torch.empty(len(mixing), updates.shape[1])
-    for out, columns in zip(
-        torch.split(result, block, dim=1), torch.split(updates, block, dim=1), strict=True
-    ):
-        out.copy_(mixing @ columns.double())
-    return result
+    values, matrix, scratch = updates.numpy(), mixing.numpy(), Scratch()
+    result = np.empty((len(matrix), values.shape[1]), np.float32)
+
+    def mix(columns: slice) -> None:
+        result[:, columns] = matrix @ scratch.exact(values[:, columns])
+
+    by_columns(mix, len(values), values.shape[1], block)
+    return torch.from_numpy(result)
 
 
 def aggregate_mixed(

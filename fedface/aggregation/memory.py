@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedface.aggregation.cohort import Cohort, State
-from fedface.aggregation.distances import BLOCK, update_norms
+from fedface.aggregation.distances import update_norms
 
 IDS = "clients/ids"
 SEEN = "clients/rounds_seen"
@@ -83,7 +83,7 @@ def unit_residuals(updates: Tensor) -> Tensor:
     inverse = torch.where(norms > 0, 1 / norms, 0.0)[:, None]
     residuals = torch.empty_like(updates)
     start = 0
-    for columns in torch.split(updates, BLOCK, dim=1):
+    for columns in torch.split(updates, 1 << 18, dim=1):
         units = columns * inverse
         mean = units.sum(dim=0) / moving.sum().clamp_min(1)
         residuals[:, start : start + columns.shape[1]] = torch.where(moving, units - mean, 0.0)

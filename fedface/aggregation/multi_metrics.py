@@ -23,19 +23,22 @@ the trained ones (batch statistics) is left out here.
 
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from fedface.aggregation.blocks import Scratch, by_columns
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State, global_model
-from fedface.aggregation.distances import BLOCK, update_norms
+from fedface.aggregation.distances import update_norms
 from fedface.aggregation.weights import Weighting, client_weights, weighted_sum
 
 SINGULAR = 1e-9
 """Eigenvalues of the metrics' correlation matrix below this share of the largest count as zero."""
 
 
-def global_features(updates: Tensor, weights: Tensor, block: int = BLOCK) -> Tensor:
+def global_features(updates: Tensor, weights: Tensor, block: int | None = None) -> Tensor:
     """Returns each client's summed differences in its three distances to the global weights.
 
     Args:
@@ -46,15 +49,20 @@ def global_features(updates: Tensor, weights: Tensor, block: int = BLOCK) -> Ten
     Returns:
         ``(n_clients, 3)`` float64: cosine, Manhattan, Euclidean.
     """
-    manhattan = torch.zeros(len(updates), dtype=torch.float64)
-    for columns in torch.split(updates, block, dim=1):
-        manhattan += columns.double().abs().sum(dim=1)
+    values, scratch = updates.numpy(), Scratch()
+
+    def lengths(columns: slice) -> NDArray[np.float64]:
+        exact = scratch.exact(values[:, columns])
+        return np.asarray(np.abs(exact, out=exact).sum(axis=1))
+
+    n, dim = values.shape
+    manhattan = torch.from_numpy(sum(by_columns(lengths, n, dim, block), np.zeros(n)))
     cosines = _cosines(_products(updates, weights, block))[0, 1:]
     features = torch.stack((cosines, manhattan, update_norms(updates, block)), dim=1)
     return (features[:, None] - features[None]).abs().sum(dim=1)
 
 
-def pairwise_features(updates: Tensor, weights: Tensor, block: int = BLOCK) -> Tensor:
+def pairwise_features(updates: Tensor, weights: Tensor, block: int | None = None) -> Tensor:
     """Returns each client's three differences from the other clients, summed over them.
 
     Args:
@@ -65,10 +73,18 @@ def pairwise_features(updates: Tensor, weights: Tensor, block: int = BLOCK) -> T
     Returns:
         ``(n_clients, 3)`` float64: squared cosine distance, Manhattan, difference in length.
     """
-    manhattan = torch.zeros(len(updates), len(updates), dtype=torch.float64)
-    for columns in torch.split(updates, block, dim=1):
-        exact = columns.double()
-        manhattan += torch.cdist(exact, exact, p=1)
+    values, scratch = updates.numpy(), Scratch()
+    n, dim = values.shape
+
+    def differences(columns: slice) -> NDArray[np.float64]:
+        exact, sums = scratch.exact(values[:, columns]), np.zeros((n, n))
+        for i in range(n - 1):
+            apart = np.subtract(exact[i + 1 :], exact[i])
+            sums[i, i + 1 :] = np.abs(apart, out=apart).sum(axis=1)
+        return sums
+
+    manhattan = torch.from_numpy(sum(by_columns(differences, n, dim, block), np.zeros((n, n))))
+    manhattan += manhattan.T.clone()
     products = _products(updates, weights, block)
     angles = (1 - _cosines(products)[1:, 1:]).square().fill_diagonal_(0)
     lengths = products.diagonal()[1:].sqrt()
@@ -138,15 +154,18 @@ class MultiMetrics(Aggregator):
         return Aggregation(weighted_sum(cohort.updates, trust), trust, scores), state
 
 
-def _products(updates: Tensor, weights: Tensor, block: int) -> Tensor:
+def _products(updates: Tensor, weights: Tensor, block: int | None) -> Tensor:
     """Inner products ``(1 + n, 1 + n)`` between the global weights and all local weights."""
-    products = torch.zeros(1 + len(updates), 1 + len(updates), dtype=torch.float64)
-    pieces = torch.split(weights, block)
-    for columns, piece in zip(torch.split(updates, block, dim=1), pieces, strict=True):
-        origin = piece.double()[None]
-        local = torch.cat((origin, origin + columns.double()))
-        products += local @ local.T
-    return products
+    values, start, scratch = updates.numpy(), weights.numpy(), Scratch()
+    n, dim = values.shape
+
+    def products(columns: slice) -> NDArray[np.float64]:
+        local = scratch.array("local", (1 + n, len(start[columns])))
+        np.copyto(local, start[columns])
+        local[1:] += values[:, columns]
+        return np.asarray(local @ local.T)
+
+    return torch.from_numpy(sum(by_columns(products, n, dim, block), np.zeros((1 + n, 1 + n))))
 
 
 def _cosines(products: Tensor) -> Tensor:

@@ -62,5 +62,5 @@ class NormClipping(Aggregator):
         if scale > 0:
             rng = numpy_stream(cohort.seed, "norm clipping", cohort.server_round)
             noise = rng.standard_normal(len(update), dtype=np.float32)
-            update = update + scale * torch.from_numpy(noise)
+            update += torch.from_numpy(noise).mul_(scale)
         return Aggregation(update, factors / factors.sum(), norms), state

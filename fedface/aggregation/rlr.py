@@ -13,16 +13,17 @@ honest sites disagree (disjoint people, late rounds) it undoes their work too.
 from math import sqrt
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
-from fedface.aggregation.distances import BLOCK
+from fedface.aggregation.signs import sign_sums
 from fedface.aggregation.weights import Weighting, client_weights, weighted_sum
 
 
-def sign_agreement(updates: Tensor, block: int = BLOCK) -> Tensor:
+def sign_agreement(updates: Tensor, block: int | None = None) -> Tensor:
     """Returns how many clients more move a coordinate one way than the other.
 
     Args:
@@ -32,8 +33,7 @@ def sign_agreement(updates: Tensor, block: int = BLOCK) -> Tensor:
     Returns:
         ``(dim,)`` float32: |sum of signs|, from zero to n_clients; sign(0) is 0.
     """
-    pieces = torch.split(updates, block, dim=1)
-    return torch.cat([torch.sign(columns).sum(dim=0).abs() for columns in pieces])
+    return sign_sums(updates, block).abs_()
 
 
 def default_threshold(n_clients: int) -> float:
@@ -78,5 +78,7 @@ class Rlr(Aggregator):
         everyone = torch.ones(n_clients, dtype=torch.bool)
         trust = client_weights(cohort.n_examples, everyone, self.weighting, self.max_weight_ratio)
         mean = weighted_sum(cohort.updates, trust)
-        agreed = sign_agreement(cohort.updates) >= threshold
-        return Aggregation(torch.where(agreed, mean, -mean), trust), state
+        opposed = sign_agreement(cohort.updates) < threshold
+        update = mean.numpy()
+        np.negative(update, out=update, where=opposed.numpy())
+        return Aggregation(mean, trust), state

@@ -4,14 +4,18 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from fedface.aggregation.blocks import Scratch, by_columns
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
-from fedface.aggregation.distances import BLOCK
+from fedface.aggregation.order_statistics import mean_of, ranked, within
 
 
-def trimmed_mean(updates: Tensor, n_trimmed: int, block: int = BLOCK) -> tuple[Tensor, Tensor]:
+def trimmed_mean(
+    updates: Tensor, n_trimmed: int, block: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Returns the mean of what lies between the extremes at each coordinate (definition 2).
 
     Args:
@@ -33,13 +37,16 @@ def trimmed_mean(updates: Tensor, n_trimmed: int, block: int = BLOCK) -> tuple[T
             "trimmed_mean needs 0 <= 2 * n_trimmed < n_clients, "
             f"got n_trimmed={n_trimmed}, n_clients={n_clients}"
         )
-    means, n_kept = [], torch.zeros(n_clients, dtype=torch.float64)
-    for columns in torch.split(updates, block, dim=1):
-        kept = np.sort(columns.numpy(), axis=0)[n_trimmed : n_clients - n_trimmed]
-        means.append(torch.from_numpy(kept.mean(axis=0, dtype=np.float64)))
-        low, high = torch.from_numpy(kept[0]), torch.from_numpy(kept[-1])
-        n_kept += ((columns >= low) & (columns <= high)).sum(dim=1)
-    return torch.cat(means).float(), n_kept / n_kept.sum()
+    values, scratch = updates.numpy(), Scratch()
+    means = np.empty(values.shape[1], np.float32)
+
+    def trim(columns: slice) -> NDArray[np.int64]:
+        kept = ranked(values[:, columns], n_trimmed, n_clients - n_trimmed - 1, scratch)
+        means[columns] = mean_of(kept, scratch)
+        return within(values[:, columns], kept[0], kept[-1], scratch)
+
+    n_kept = sum(by_columns(trim, n_clients, len(means), block), np.zeros(n_clients))
+    return torch.from_numpy(means), torch.from_numpy(n_kept / n_kept.sum())
 
 
 class TrimmedMean(Aggregator):

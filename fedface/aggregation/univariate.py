@@ -4,15 +4,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedface.aggregation.blocks import Scratch, by_columns
+from fedface.aggregation.order_statistics import ranked
+
 MAD_TO_SIGMA = 1.4826
 """The standard deviation of a Gaussian over its median absolute deviation: 1 / 0.67449."""
+
+MANY, WIDE = 128, 1024
+"""More rows than this, or fewer columns, are selected from column by column."""
 
 
 def coordinate_median(values: Tensor) -> Tensor:
     """Returns the median over the first axis, the mean of the middle two for an even count.
 
-    (``torch.median`` takes the lower of the two, which is no longer odd under a change of sign,
-    and is ten times slower along this axis than numpy's vectorised sort.)
+    (``torch.median`` takes the lower of the two, which is no longer odd under a change of sign.)
 
     Args:
         values: ``(n, ...)`` with n >= 1.
@@ -20,10 +25,22 @@ def coordinate_median(values: Tensor) -> Tensor:
     Returns:
         ``(...)`` of the same type.
     """
-    ordered = np.sort(values.numpy(), axis=0)
-    n = len(ordered)
-    low, high = ordered[(n - 1) // 2], ordered[n // 2]
-    return torch.from_numpy(np.asarray(low + (high - low) / 2))
+    rows = values.numpy().reshape(len(values), -1)
+    n, n_columns = rows.shape
+    first, last = (n - 1) // 2, n // 2
+    if n > MANY or n_columns < WIDE:
+        halves = np.partition(rows, last, axis=0)
+        low = halves[last] if first == last else halves[:last].max(axis=0)
+        median = low + (halves[last] - low) / 2
+    else:
+        median, scratch = np.empty(n_columns, rows.dtype), Scratch()
+
+        def fill(columns: slice) -> None:
+            middle = ranked(rows[:, columns], first, last, scratch)
+            median[columns] = middle[0] + (middle[-1] - middle[0]) / 2
+
+        by_columns(fill, n, n_columns)
+    return torch.from_numpy(median.reshape(values.shape[1:]))
 
 
 def shortest_half(values: Tensor) -> tuple[float, float]:
