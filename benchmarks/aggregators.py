@@ -269,7 +269,10 @@ def measured(prepare: Callable[[], Call], n_calls: int) -> dict[str, Any]:
 
     An aggregator that remembers is timed from its second call on.
     """
-    seconds, cpu_seconds, extra, remembered = [], [], [], 0
+    seconds: list[float] = []
+    cpu_seconds: list[float] = []
+    extra: list[int] = []
+    remembered = 0
     call = prepare()
     while len(seconds) < n_calls:
         forget_peak()
@@ -318,7 +321,8 @@ def in_a_fork(work: Callable[[], dict[str, Any]], timeout: float) -> dict[str, A
                 return {"error": f"took longer than {timeout:g} s"}
             sleep(0.01)
         file.seek(0)
-        return json.loads(file.read() or '{"error": "the process was killed"}')
+        result = json.loads(file.read() or '{"error": "the process was killed"}')
+        return dict(result)
 
 
 def measure(case: Mapping[str, Any]) -> dict[str, Any]:

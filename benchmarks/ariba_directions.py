@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedface.aggregation.cohort import Cohort
-from fedface.aggregation.distances import gram, update_norms
+from fedface.aggregation.distances import cosines
 from fedface.aggregation.fragments import fragment_layers
 from fedface.aggregation.memory import unit_residuals
 from fedface.aggregation.shared_direction import SharedDirection, Sharing
@@ -62,9 +62,7 @@ class Sharer:
         memory = self.residuals.setdefault(key, {})
         for client, row in zip(clients, new, strict=True):
             memory[client] = key[1] * memory[client] + row if client in memory else row
-        residuals = torch.stack([memory[client] for client in clients])
-        norms = update_norms(residuals).clamp_min(TINY)
-        return gram(residuals) / norms.outer(norms)
+        return cosines(torch.stack([memory[client] for client in clients]))
 
 
 def unit_pieces(cohort: Cohort, unit: str) -> Tensor:

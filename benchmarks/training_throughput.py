@@ -86,7 +86,7 @@ class SmallNetwork(nn.Sequential):
 def network(seed: int) -> SmallNetwork:
     """Returns the network with weights that ``seed`` fixes."""
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return SmallNetwork()
 
 

@@ -1,6 +1,14 @@
+import pytest
 import torch
 
-from fedface.aggregation.distances import gram, pairwise_squared_distances, update_norms
+from fedface.aggregation import distances
+from fedface.aggregation.distances import (
+    centred_gram,
+    gram,
+    pairwise_squared_distances,
+    products_with,
+    update_norms,
+)
 from tests.fedface.aggregation.properties import random_updates
 
 
@@ -49,3 +57,38 @@ def test_norms_match_the_definition_and_do_not_overflow():
     torch.testing.assert_close(
         update_norms(torch.full((1, 4), 1e38)), torch.tensor([2e38], dtype=torch.float64)
     )
+
+
+def test_chosen_rows_alone_count():
+    rows, chosen = random_updates(6, 30), torch.tensor([4, 0, 3])
+    torch.testing.assert_close(gram(rows, block=7, chosen=chosen), gram(rows[chosen]))
+    centred = gram(rows, origin=1, chosen=chosen)
+    torch.testing.assert_close(centred, gram(rows[chosen], origin=1))
+
+
+@pytest.mark.parametrize("closeness", [0.0, 1.0, 10.0, 1e3, 1e6])
+def test_products_about_the_central_row_are_exact_in_one_pass_or_two(closeness, monkeypatch):
+    """Nine digits are left whichever path is taken."""
+    updates = closeness * random_updates(1, 2000) + random_updates(7, 2000, seed=1)
+    passes = []
+    monkeypatch.setattr(distances, "gram", lambda *a, **k: passes.append(1) or gram(*a, **k))
+    found = centred_gram(updates)
+    exact = updates.double()
+    centre = int(exact.norm(dim=1).argsort()[3])
+    apart = exact - exact[centre]
+    torch.testing.assert_close(found, apart @ apart.T, rtol=1e-9, atol=1e-9 * float(apart.norm()))
+    assert torch.equal(found, found.T) and found[centre].tolist() == [0] * 7
+    assert len(passes) == (1 if closeness <= 10 else 2)
+
+
+def test_copies_of_the_central_row_have_no_distance_from_it():
+    updates = random_updates(5, 1000)
+    updates[3] = updates[1] = updates[0]
+    found = pairwise_squared_distances(updates)
+    assert found[0, 1] == found[1, 3] == found[0, 3] == 0
+
+
+def test_products_with_a_vector_match_the_definition():
+    updates, vector = random_updates(4, 50), random_updates(1, 50, seed=9)[0]
+    expected = updates.double() @ vector.double()
+    torch.testing.assert_close(products_with(updates, vector, block=8), expected)

@@ -4,7 +4,13 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from fedface.aggregation.outlier_fragments import Detector, principal_components, standardise
+from fedface.aggregation import blocks, outlier_fragments
+from fedface.aggregation.outlier_fragments import (
+    Detector,
+    Points,
+    principal_components,
+    standardise,
+)
 from fedface.random import numpy_stream
 
 DETECTOR = Detector(n_components=8, quantile=0.99, support_fraction=0.75)
@@ -100,3 +106,48 @@ def test_agreement_flags_nobody_and_one_deviant_alone():
     fragments[2, 5] += 1
     flags = DETECTOR.flags(fragments, rng())
     assert flags.nonzero().tolist() == [[2, 5]]
+
+
+def test_points_in_blocks_are_those_made_at_once(monkeypatch):
+    fragments = normal(6, 40, 30) * torch.linspace(1, 9, 40)[:, None]
+    whole = DETECTOR.flags(fragments, rng())
+    expected = standardise(fragments)
+    monkeypatch.setattr(blocks, "CELLS", 6 * 30 * 7)
+    assert torch.equal(standardise(fragments), expected)
+    assert torch.equal(DETECTOR.flags(fragments, rng()), whole)
+
+
+def subspace_of(points, axes):
+    """How much of the best possible extent the coordinates ``axes`` of ``points`` hold."""
+    best = torch.linalg.svdvals(points.double())[: axes.shape[1]].square().sum()
+    return float(axes.double().square().sum() / best)
+
+
+@pytest.mark.parametrize("held", [1 << 22, 20 * 40 * 12, 20 * 40 * 3])
+def test_a_layer_too_large_to_hold_gives_almost_the_same_components(held, monkeypatch):
+    """Of 64 positions all, 12 or 3 are held: the last iteration sees all of them anyway."""
+    fragments = normal(20, 64, 40) * torch.cat((torch.linspace(6, 3, 8), torch.ones(32)))
+    monkeypatch.setattr(outlier_fragments, "HELD", held)
+    take = outlier_fragments._taken_from(fragments)
+    found = torch.from_numpy(Points(take, (20, 64, 40)).components(8, rng())).flatten(0, 1)
+    assert subspace_of(standardise(fragments).flatten(0, 1), found) > 0.99
+
+
+def test_an_attack_on_few_positions_is_found_though_few_are_held(monkeypatch):
+    monkeypatch.setattr(outlier_fragments, "HELD", 20 * 72 * 6)
+    for seed in range(4):
+        fragments = normal(20, 128, 72, seed=seed)
+        fragments[[3, 7], :8] += 2.0 * normal(72, seed=50 + seed)
+        flags = DETECTOR.flags(fragments, numpy_stream(seed, "test"))
+        assert float(flags[[3, 7], :8].double().mean()) > 0.9
+        flags[[3, 7], :8] = False
+        assert float(flags.double().mean()) < 0.03
+
+
+def test_permuting_clients_permutes_the_flags_of_a_layer_too_large_to_hold(monkeypatch):
+    monkeypatch.setattr(outlier_fragments, "HELD", 10 * 36 * 5)
+    fragments = normal(10, 48, 36)
+    fragments[4] *= 2
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(1))
+    one, other = DETECTOR.flags(fragments, rng()), DETECTOR.flags(fragments[order], rng())
+    assert int((other != one[order]).sum()) <= 1
