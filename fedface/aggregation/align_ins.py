@@ -16,9 +16,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
+from fedface.aggregation.blocks import in_threads, slices
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State, global_model
 from fedface.aggregation.distances import products_with, update_norms
 from fedface.aggregation.signs import sign_sums
@@ -64,17 +66,29 @@ def sign_alignment(updates: Tensor, top_share: float) -> Tensor:
     Args:
         updates: ``(n_clients, dim)`` client updates.
         top_share: Share of the coordinates that are looked at, the largest in magnitude of each
-            client's own: floor(top_share * dim), at least one.
+            client's own: floor(top_share * dim), at least one. Of those as large as the last one
+            each counts in part.
 
     Returns:
         ``(n_clients,)`` float64 in [0, 1].
     """
-    signs, dim = principal_signs(updates).numpy(), updates.shape[1]
+    signs = principal_signs(updates).numpy().astype(np.int8)
+    dim = len(signs)
     n_top = max(int(top_share * dim + 1e-9), 1)
-    shares = []
-    for row in updates.numpy():
-        largest = np.argpartition(np.abs(row), dim - n_top)[dim - n_top :]
-        shares.append(float(np.mean(np.sign(row[largest]) == signs[largest])))
+
+    def share(row: NDArray[np.float32]) -> float:
+        lengths = np.abs(row)
+        lengths.partition(dim - n_top)
+        limit = lengths[dim - n_top]
+        larger, equal = np.zeros(2), np.zeros(2)
+        for columns in slices(1, dim):
+            piece = row[columns]
+            agreed, length = np.sign(piece) == signs[columns], np.abs(piece)
+            for found, tally in ((length > limit, larger), (length == limit, equal)):
+                tally += np.count_nonzero(found), np.count_nonzero(found & agreed)
+        return float(larger[1] + (n_top - larger[0]) * equal[1] / equal[0]) / n_top
+
+    shares = list(in_threads(share, list(updates.numpy())))
     return torch.tensor(shares, dtype=torch.float64)
 
 

@@ -36,13 +36,16 @@ hold for no more than a quarter of the cohort; the sharing holds for any minorit
 from math import sqrt
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from fedface.aggregation.blocks import Scratch, in_threads
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
-from fedface.aggregation.distances import gram, update_norms
-from fedface.aggregation.fragments import cut, fragment_layers
+from fedface.aggregation.distances import cosines, update_norms
+from fedface.aggregation.fragments import FragmentLayer, cut, fragment_layers
 from fedface.aggregation.magnitude import excess_length, explained_length
 from fedface.aggregation.memory import RESIDUALS, SHUT_OUT, add_residuals, remember, rows_of
 from fedface.aggregation.outlier_fragments import Detector
@@ -123,23 +126,23 @@ class Ariba(Aggregator):
         Raises:
             ValueError: If the model has no layer with fragments, or ``top_m`` would prune all.
         """
-        n_clients = len(cohort.client_ids)
+        n_clients, norms = len(cohort.client_ids), update_norms(cohort.updates)
         counts = torch.zeros(n_clients, dtype=torch.float64)
         scores, pruned = counts, torch.zeros(n_clients, dtype=torch.bool)
         layers: dict[str, Tensor] = {}
         if n_clients >= MIN_CLIENTS:
-            flags = self.flags(cohort)
+            flags = self.flags(cohort, norms)
             layers = {layer: flagged.double().mean(dim=1) for layer, flagged in flags.items()}
             counts = torch.stack(list(layers.values())).mean(dim=0) if layers else counts
             spread = self.null_spread(flags)
             scores, pruned = self.prune.scores(counts, spread), self.prune(counts, spread)
             if self.max_excess is not None:
-                lengths = self.lengths(cohort)
+                lengths = self.lengths(cohort, norms)
                 scores = torch.maximum(scores, lengths)
                 pruned = joined(pruned, lengths > 1, scores)
         state = remember(state, cohort, counts, pruned)
         if self.sharing is not None:
-            state, shared, shut_out = self.shut_out(state, cohort)
+            state, shared, shut_out = self.shut_out(state, cohort, norms)
             layers[SHARING] = shared
             scores = torch.maximum(scores, shared / self.sharing.max_z)
             pruned = joined(pruned, shut_out, scores)
@@ -149,35 +152,39 @@ class Ariba(Aggregator):
             scores = torch.maximum(scores, answering)
             pruned = joined(pruned, answering > 1, scores)
         trust = client_weights(cohort.n_examples, ~pruned, self.weighting, self.max_weight_ratio)
-        update = weighted_sum(cohort.updates, trust * self.shortening(cohort))
+        update = weighted_sum(cohort.updates, trust * self.shortening(cohort, norms))
         return Aggregation(update, trust, scores, layers), state
 
-    def shut_out(self, state: State, cohort: Cohort) -> tuple[State, Tensor, Tensor]:
+    def shut_out(
+        self, state: State, cohort: Cohort, norms: Tensor | None = None
+    ) -> tuple[State, Tensor, Tensor]:
         """Returns the state with this round's residuals, and who shares too much with others.
 
         Args:
             state: As ``remember`` returned it for this round.
             cohort: This round's.
+            norms: Its ``update_norms``, where they are known.
 
         Returns:
             The new state, ``(n_clients,)`` float64 scores in spreads, ``(n_clients,)`` bool.
         """
         if self.sharing is None:
             raise ValueError("shut_out needs sharing, got null")
-        state = add_residuals(state, cohort, self.sharing.decay)
+        state = add_residuals(state, cohort, self.sharing.decay, norms)
         rows = rows_of(state, cohort)
-        residuals = state[RESIDUALS][rows]
-        norms = update_norms(residuals)
-        products = gram(residuals) / norms.clamp_min(1e-30).outer(norms.clamp_min(1e-30))
-        scores, found = self.sharing.judge(products, state[SHUT_OUT][rows])
+        scores, found = self.sharing.judge(cosines(state[RESIDUALS], rows), state[SHUT_OUT][rows])
         shut_out = state[SHUT_OUT].clone()
         shut_out[rows] = found
         return {**state, SHUT_OUT: shut_out}, scores, found
 
-    def flags(self, cohort: Cohort) -> dict[str, Tensor]:
+    def flags(self, cohort: Cohort, norms: Tensor | None = None) -> dict[str, Tensor]:
         """Returns layer name -> ``(n_clients, n_fragments)`` bool: which fragments are outliers.
 
         Layers with too few fragments to judge are left out.
+
+        Args:
+            cohort: This round's.
+            norms: Its ``update_norms``, where they are known.
 
         Raises:
             ValueError: If the model has no layer with fragments.
@@ -188,38 +195,61 @@ class Ariba(Aggregator):
                 "ariba needs a parameter '...weight' of two dimensions or more, "
                 f"got {[slot.name for slot in cohort.layout.slots]}"
             )
-        scale = self.scale(cohort).float()[:, None, None]
+        scale = self.scale(cohort, norms).float().numpy()[:, None, None]
         detector = Detector(self.n_components, self.quantile, self.support_fraction)
-        flags = {}
-        for layer in layers:
-            rng = numpy_stream(cohort.seed, "ariba pca", cohort.server_round, layer.name)
-            flagged = detector.flags(cut(cohort.updates, layer) / scale, rng)
-            if flagged is not None:
-                flags[layer.name] = flagged
-        return flags
 
-    def scale(self, cohort: Cohort) -> Tensor:
-        """Returns the ``(n_clients,)`` float64 lengths by which updates are divided."""
+        def judged(layer: FragmentLayer) -> Tensor | None:
+            rng = numpy_stream(cohort.seed, "ariba pca", cohort.server_round, layer.name)
+            scratch, shape = Scratch(), (len(scale), layer.n_fragments, layer.fragment_dim)
+
+            def take(positions: slice) -> NDArray[np.float32]:
+                fragments = cut(cohort.updates, layer, positions).numpy()
+                scaled = scratch.array("scaled", fragments.shape, np.float32)
+                np.divide(fragments, scale, out=scaled)
+                return scaled
+
+            return detector.judge(take, shape, rng)
+
+        # The largest first, so that no thread is left with one while the others wait.
+        largest = sorted(layers, key=lambda layer: -layer.n_fragments * layer.fragment_dim)
+        found = dict(zip(largest, in_threads(judged, largest), strict=True))
+        return {layer.name: flagged for layer in layers if (flagged := found[layer]) is not None}
+
+    def scale(self, cohort: Cohort, norms: Tensor | None = None) -> Tensor:
+        """Returns the ``(n_clients,)`` float64 lengths by which updates are divided.
+
+        Args:
+            cohort: This round's.
+            norms: Its ``update_norms``, where they are known.
+        """
         if self.magnitude == "raw":
             return torch.ones(len(cohort.client_ids), dtype=torch.float64)
-        return explained_length(
-            update_norms(cohort.updates), cohort.n_steps, self.claim_factor, self.length_tolerance
-        )
+        norms = update_norms(cohort.updates) if norms is None else norms
+        return explained_length(norms, cohort.n_steps, self.claim_factor, self.length_tolerance)
 
-    def lengths(self, cohort: Cohort) -> Tensor:
-        """Returns how far each update is beyond the length that its steps explain, one at most."""
+    def lengths(self, cohort: Cohort, norms: Tensor | None = None) -> Tensor:
+        """Returns how far each update is beyond the length that its steps explain, one at most.
+
+        Args:
+            cohort: This round's.
+            norms: Its ``update_norms``, where they are known.
+        """
         if self.max_excess is None:
             return torch.zeros(len(cohort.client_ids), dtype=torch.float64)
-        norms = update_norms(cohort.updates)
+        norms = update_norms(cohort.updates) if norms is None else norms
         return excess_length(norms, cohort.n_steps, self.claim_factor, self.max_excess)
 
-    def shortening(self, cohort: Cohort) -> Tensor:
+    def shortening(self, cohort: Cohort, norms: Tensor | None = None) -> Tensor:
         """Returns the ``(n_clients,)`` float64 factors in (0, 1] that survivors are shortened by.
 
         One for an update that is no longer than the cohort's ordinary length times what its steps
         and the spread explain; longer ones are cut to that.
+
+        Args:
+            cohort: This round's.
+            norms: Its ``update_norms``, where they are known.
         """
-        norms = update_norms(cohort.updates)
+        norms = update_norms(cohort.updates) if norms is None else norms
         if not self.clip or len(norms) < MIN_CLIENTS:
             return torch.ones_like(norms)
         explained = explained_length(

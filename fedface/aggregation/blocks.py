@@ -6,7 +6,7 @@ thread, and blocks are put together in order: the result has the same bits on an
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
@@ -15,34 +15,80 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+from torch import Tensor
 
 CELLS = 1 << 18
 """Numbers in a block: 1 MiB in float32, about a core's second-level cache."""
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def by_columns(
-    work: Callable[[slice], Result], n_rows: int, n_columns: int, block: int | None = None
-) -> list[Result]:
-    """Returns what ``work`` makes of each block of columns, in order.
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Yields what ``work`` makes of each item, in the order of the items.
 
     Args:
-        work: Called once for each block, by any thread. It uses numpy, which lets other threads
+        work: Called once for each item, by any thread. It uses numpy, which lets other threads
             run meanwhile and keeps to the thread that it is called on (linear algebra, too: it is
             held to one thread while this function runs); torch would start threads of its own.
-        n_rows: How many rows of the matrix ``work`` looks at.
-        n_columns: The matrix's columns.
+        items: Begun in this order by ``torch.get_num_threads()`` threads.
+    """
+    n_threads = min(torch.get_num_threads(), len(items))
+    with _linear_algebra().limit(limits=1, user_api="blas"):
+        if n_threads < 2:
+            yield from map(work, items)
+            return
+        with ThreadPoolExecutor(n_threads) as threads:
+            yield from threads.map(work, items)
+
+
+def slices(n_rows: int, n_columns: int, block: int | None = None) -> list[slice]:
+    """Returns the blocks of a matrix, as slices of its columns.
+
+    Args:
+        n_rows: Its rows.
+        n_columns: Its columns.
         block: Columns per block; None makes blocks of ``CELLS`` numbers.
     """
     step = max(1, CELLS // max(n_rows, 1)) if block is None else block
-    slices = [slice(start, min(start + step, n_columns)) for start in range(0, n_columns, step)]
-    n_threads = min(torch.get_num_threads(), len(slices))
-    with _linear_algebra().limit(limits=1, user_api="blas"):
-        if n_threads < 2:
-            return [work(columns) for columns in slices]
-        with ThreadPoolExecutor(n_threads) as threads:
-            return list(threads.map(work, slices))
+    return [slice(start, min(start + step, n_columns)) for start in range(0, n_columns, step)]
+
+
+def by_columns(
+    work: Callable[[slice], None], shape: tuple[int, int], block: int | None = None
+) -> None:
+    """Calls ``work`` for each block of columns of an ``(n_rows, n_columns)`` matrix.
+
+    Args:
+        work: As for :func:`in_threads`; it writes where no other call does.
+        shape: The matrix's.
+        block: As for :func:`slices`.
+    """
+    for _ in in_threads(work, slices(*shape, block)):
+        pass
+
+
+def sum_by_columns(
+    work: Callable[[slice], NDArray[Any]],
+    shape: tuple[int, int],
+    total_shape: tuple[int, ...],
+    block: int | None = None,
+) -> Tensor:
+    """Returns the sum of what ``work`` makes of each block of columns, added in their order.
+
+    Args:
+        work: As for :func:`in_threads`; returns an array of ``total_shape``.
+        shape: The matrix's.
+        total_shape: The sum's.
+        block: As for :func:`slices`.
+
+    Returns:
+        ``total_shape`` float64.
+    """
+    total = np.zeros(total_shape)
+    for part in in_threads(work, slices(*shape, block)):
+        total += part
+    return torch.from_numpy(total)
 
 
 class Scratch(threading.local):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt
 from torch import Tensor
 
-from fedface.aggregation.blocks import Scratch, by_columns
+from fedface.aggregation.blocks import Scratch, sum_by_columns
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
 from fedface.aggregation.distances import pairwise_squared_distances
 from fedface.aggregation.krum import nearest_sums
@@ -76,9 +76,9 @@ def mean_around_median(
         low, high = np.minimum.reduce(window), np.maximum.reduce(window)
         return within(chosen, low, high, scratch)
 
-    counts = sum(by_columns(average, n, len(means), block), np.zeros(n))
+    counts = sum_by_columns(average, (n, len(means)), (n,), block)
     shares = torch.zeros(len(updates), dtype=torch.float64)
-    shares[selected] = torch.from_numpy(counts / counts.sum())
+    shares[selected] = counts / counts.sum()
     return torch.from_numpy(means), shares
 
 

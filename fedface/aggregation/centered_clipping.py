@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from fedface.aggregation.blocks import Scratch, by_columns
+from fedface.aggregation.blocks import Scratch, by_columns, sum_by_columns
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
 from fedface.aggregation.univariate import coordinate_median
 
@@ -41,8 +41,7 @@ def distances_from(updates: Tensor, start: Tensor, weights: Tensor) -> Tensor:
         exact -= _mixture(exact, begin[columns], weights.numpy())
         return np.asarray(np.vecdot(exact, exact))
 
-    n, dim = values.shape
-    return torch.from_numpy(np.sqrt(sum(by_columns(squared, n, dim), np.zeros(n))))
+    return sum_by_columns(squared, values.shape, (len(values),)).sqrt()
 
 
 def mixed_with_start(updates: Tensor, start: Tensor, weights: Tensor) -> Tensor:
@@ -63,7 +62,7 @@ def mixed_with_start(updates: Tensor, start: Tensor, weights: Tensor) -> Tensor:
         exact = scratch.exact(values[:, columns])
         centre[columns] = _mixture(exact, begin[columns], weights.numpy())
 
-    by_columns(mix, *values.shape)
+    by_columns(mix, values.shape)
     return torch.from_numpy(centre)
 
 

@@ -1,38 +1,63 @@
 """Norms of client updates and distances between them, summed in float64."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedface.aggregation.blocks import Scratch, by_columns
+from fedface.aggregation.blocks import Scratch, sum_by_columns
+
+LEAST_LENGTH = 1e-30
+"""What counts as the length of a row that has none."""
 
 CANCELLED = 1e-3
 """The least share of a squared length that may be left when rows are centred after the sums."""
 
 
-def gram(rows: Tensor, origin: int | None = None, block: int | None = None) -> Tensor:
+def gram(
+    rows: Tensor,
+    origin: int | None = None,
+    block: int | None = None,
+    chosen: Tensor | None = None,
+) -> Tensor:
     """Returns the inner products between the rows.
 
     Args:
-        rows: ``(n, dim)``.
+        rows: ``(n, dim)``, or more rows than the ``chosen`` ones.
         origin: The row that is subtracted from all first, or None for none.
-        block: Columns per pass, see :func:`fedface.aggregation.blocks.by_columns`.
+        block: Columns per pass, see :func:`fedface.aggregation.blocks.slices`.
+        chosen: ``(n,)`` int64, which rows count; None for all.
 
     Returns:
         ``(n, n)`` float64, symmetric.
     """
     values, scratch = rows.numpy(), Scratch()
+    indices = list(range(len(values))) if chosen is None else chosen.tolist()
+    n, dim = len(indices), values.shape[1]
 
     def products(columns: slice) -> NDArray[np.float64]:
-        piece = values[:, columns]
-        exact = scratch.exact(piece)
+        exact = scratch.array("exact", values[:n, columns].shape)
+        for row, i in zip(exact, indices, strict=True):
+            np.copyto(row, values[i, columns])
         if origin is not None:
-            exact -= piece[origin]
-        return exact @ exact.T
+            exact -= values[indices[origin], columns]
+        return np.asarray(exact @ exact.T)
 
-    n, dim = values.shape
-    return torch.from_numpy(sum(by_columns(products, n, dim, block), np.zeros((n, n))))
+    return sum_by_columns(products, (n, dim), (n, n), block)
+
+
+def cosines(rows: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """Returns the cosines between the rows; zero where one has no length.
+
+    Args:
+        rows: ``(n, dim)``, or more rows than the ``chosen`` ones.
+        chosen: ``(n,)`` int64, which rows count; None for all.
+
+    Returns:
+        ``(n, n)`` float64, symmetric.
+    """
+    products = gram(rows, chosen=chosen)
+    norms = products.diagonal().sqrt().clamp_min(LEAST_LENGTH)
+    return products / norms.outer(norms)
 
 
 def centred_gram(updates: Tensor, block: int | None = None) -> Tensor:
@@ -59,6 +84,7 @@ def centred_gram(updates: Tensor, block: int | None = None) -> Tensor:
     centred = products - (cross[:, None] + cross[None, :]) + cross[centre]
     left = centred.diagonal() >= CANCELLED * lengths.clamp_min(float(lengths[centre]))
     left[centre] = True
+    centred[centre] = centred[:, centre] = 0
     return centred if bool(left.all()) else gram(updates, centre, block)
 
 
@@ -113,5 +139,4 @@ def products_with(updates: Tensor, vector: Tensor | None, block: int | None = No
         second = exact if other is None else other[columns].astype(np.float64)
         return np.asarray(np.vecdot(exact, second))
 
-    n, dim = values.shape
-    return torch.from_numpy(sum(by_columns(products, n, dim, block), np.zeros(n)))
+    return sum_by_columns(products, values.shape, (len(values),), block)

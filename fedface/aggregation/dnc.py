@@ -77,7 +77,7 @@ class Dnc(Aggregator):
         passed = torch.zeros(n_clients, dtype=torch.int64)
         for iteration in range(self.n_iterations):
             rng = stream(cohort.seed, "dnc", cohort.server_round, iteration)
-            drawn = torch.randperm(dim, generator=rng)[: self.n_coordinates]
+            drawn = torch.randperm(dim, generator=rng)[: self.n_coordinates].clone()
             extents = spectral_scores(cohort.updates[:, drawn])
             passed[extents.argsort(stable=True)[: n_clients - n_removed]] += 1
             scores += extents / self.n_iterations

@@ -23,10 +23,12 @@ more alike than others.
 
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
+from fedface.aggregation.blocks import by_columns
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
 from fedface.aggregation.distances import gram
 from fedface.aggregation.fragments import fragment_layers
@@ -61,16 +63,25 @@ def add_histories(state: State, cohort: Cohort, features: Tensor) -> State:
     if before.shape[1] != n_features:
         raise ValueError(f"foolsgold needs {before.shape[1]} features, got {n_features}")
     everyone = torch.tensor(sorted({*known.tolist(), *cohort.client_ids}), dtype=torch.int64)
-    histories = torch.zeros(len(everyone), n_features)
-    histories[torch.searchsorted(everyone, known)] = before
-    new = {**state, IDS: everyone, HISTORIES: histories}
-    histories[rows_of(new, cohort)] += features
-    limit = torch.finfo(histories.dtype).max
-    histories.clamp_(-limit, limit)
-    return new
+    new = {**state, IDS: everyone}
+    old = dict(zip(torch.searchsorted(everyone, known).tolist(), before.numpy(), strict=True))
+    present = dict(zip(rows_of(new, cohort).tolist(), features.numpy(), strict=True))
+    histories, limit = np.empty((len(everyone), n_features), np.float32), np.finfo(np.float32).max
+
+    def add(columns: slice) -> None:
+        for row, history in enumerate(histories):
+            sums = history[columns]
+            np.copyto(sums, old[row][columns] if row in old else 0)
+            if row in present:
+                with np.errstate(over="ignore"):
+                    sums += present[row][columns]
+                np.clip(sums, -limit, limit, out=sums)
+
+    by_columns(add, histories.shape)
+    return {**new, HISTORIES: torch.from_numpy(histories)}
 
 
-def pardoned_similarities(histories: Tensor) -> Tensor:
+def pardoned_similarities(histories: Tensor, chosen: Tensor | None = None) -> Tensor:
     """Returns each client's largest pardoned cosine to another one.
 
     The cosine of i to j is lowered by v_i / v_j where j's own largest cosine v_j is above v_i:
@@ -78,12 +89,13 @@ def pardoned_similarities(histories: Tensor) -> Tensor:
     Negative cosines count as zero, as in the authors' code.
 
     Args:
-        histories: ``(n_clients, n_features)``.
+        histories: ``(n_clients, n_features)``, or more rows than the ``chosen`` ones.
+        chosen: ``(n_clients,)`` int64, which rows are compared; None for all.
 
     Returns:
         ``(n_clients,)`` float64 in [0, 1]; zero for a zero history or a single client.
     """
-    products = gram(histories)
+    products = gram(histories, chosen=chosen)
     norms = products.diagonal().sqrt()
     inverse = torch.where(norms > 0, 1 / norms, 0.0)
     cosines = (products * inverse[:, None] * inverse[None, :]).fill_diagonal_(0).clamp(0, 1)
@@ -136,7 +148,7 @@ class FoolsGold(Aggregator):
             ValueError: If the state is of another model, or ``layers: last`` finds no layer.
         """
         state = add_histories(state, cohort, self._features(cohort))
-        scores = pardoned_similarities(state[HISTORIES][rows_of(state, cohort)])
+        scores = pardoned_similarities(state[HISTORIES], rows_of(state, cohort))
         weights = foolsgold_weights(scores, self.confidence)
         if not bool(weights.any()):
             weights = torch.ones_like(weights)

@@ -18,6 +18,8 @@ from torch import Tensor
 from fedface.aggregation.cohort import Cohort
 from fedface.parameters import Layout, Slot
 
+EVERY = slice(None)
+
 
 @dataclass(frozen=True)
 class FragmentLayer:
@@ -58,22 +60,23 @@ def fragment_layers(layout: Layout) -> tuple[FragmentLayer, ...]:
     return tuple(layers)
 
 
-def cut(updates: Tensor, layer: FragmentLayer) -> Tensor:
+def cut(updates: Tensor, layer: FragmentLayer, which: slice = EVERY) -> Tensor:
     """Returns ``layer``'s fragments of every client.
 
     Args:
         updates: ``(n_clients, dim)`` client updates.
         layer: A layer of their layout.
+        which: The fragments wanted.
 
     Returns:
         ``(n_clients, n_fragments, fragment_dim)``: a view of ``updates`` where the layer has no
         bias, a copy where it has one (it lies elsewhere in the row).
     """
     rows = updates[:, layer.weight.start : layer.weight.stop]
-    rows = rows.reshape(len(updates), layer.n_fragments, -1)
+    rows = rows.reshape(len(updates), layer.n_fragments, -1)[:, which]
     if layer.bias is None:
         return rows
-    bias = updates[:, layer.bias.start : layer.bias.stop]
+    bias = updates[:, layer.bias.start : layer.bias.stop][:, which]
     return torch.cat((rows, bias[:, :, None]), dim=2)
 
 

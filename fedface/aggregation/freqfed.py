@@ -21,13 +21,17 @@ What it does not see: lengths within the cluster are not bounded, and as in FLAM
 the clients are left out in clean rounds too.
 """
 
+from functools import partial
+from math import floor
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
-from scipy.fft import dctn
+from scipy.fft import dct
 from torch import Tensor
 
+from fedface.aggregation.blocks import in_threads
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State, global_model
 from fedface.aggregation.distances import gram
 from fedface.aggregation.flame import cosine_distances, majority_cluster
@@ -45,10 +49,13 @@ def low_frequencies(matrix: Tensor, cutoff: float) -> Tensor:
     Returns:
         ``(n_kept,)`` float64, row by row; always with the matrix's mean, (0, 0).
     """
-    coefficients = torch.from_numpy(dctn(matrix.double().numpy(), norm="ortho"))
     r, c = matrix.shape
-    frequency = torch.arange(r)[:, None] * c + torch.arange(c)[None, :] * r  # times r c: exact
-    return coefficients[frequency <= cutoff * r * c]
+    # u / r + v / c <= cutoff, times r c and in whole numbers: row u keeps so many of its first.
+    left = floor(cutoff * r * c) - c * np.arange(r)
+    n_kept = np.clip(left // r + 1, 0, c)
+    rows = dct(matrix.numpy().astype(np.float64), axis=0, norm="ortho")[: np.count_nonzero(n_kept)]
+    coefficients = dct(rows, axis=1, norm="ortho", overwrite_x=True)
+    return torch.from_numpy(coefficients[np.arange(c) < n_kept[: len(rows), None]])
 
 
 def low_frequency_distances(cohort: Cohort, weights: Tensor, cutoff: float) -> Tensor:
@@ -83,7 +90,11 @@ def low_frequency_distances(cohort: Cohort, weights: Tensor, cutoff: float) -> T
         shape = (layer.n_fragments, -1)
         start = low_frequencies(weights[slot.start : slot.stop].reshape(shape), cutoff)
         rows = cohort.updates[:, slot.start : slot.stop]
-        moves = torch.stack([low_frequencies(row.reshape(shape), cutoff) for row in rows])
+        matrices = [row.reshape(shape) for row in rows]
+        moves = torch.empty(n_clients, len(start), dtype=torch.float64)
+        low = in_threads(partial(low_frequencies, cutoff=cutoff), matrices)
+        for move, coefficients in zip(moves, low, strict=True):
+            move.copy_(coefficients)
         squared_norm += start @ start
         cross += moves @ start
         products += gram(moves)

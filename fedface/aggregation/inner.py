@@ -48,7 +48,7 @@ def mixed(updates: Tensor, mixing: Tensor, block: int | None = None) -> Tensor:
     def mix(columns: slice) -> None:
         result[:, columns] = matrix @ scratch.exact(values[:, columns])
 
-    by_columns(mix, len(values), values.shape[1], block)
+    by_columns(mix, values.shape, block)
     return torch.from_numpy(result)
 
 

@@ -8,9 +8,14 @@ the direction that colluders share adds up (our own measurements; FoolsGold, Fun
 2020, is the nearest published use of a history of updates, without the consensus removed).
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fedface.aggregation.blocks import Scratch, by_columns
 from fedface.aggregation.cohort import Cohort, State
 from fedface.aggregation.distances import update_norms
 
@@ -53,9 +58,10 @@ def remember(state: State, cohort: Cohort, counts: Tensor, pruned: Tensor) -> St
             column[rows] = state[key]
         new[key] = column
     if RESIDUALS in state:
-        residuals = torch.zeros(len(everyone), state[RESIDUALS].shape[1])
-        residuals[rows] = state[RESIDUALS]
-        new[RESIDUALS] = residuals
+        new[RESIDUALS] = state[RESIDUALS]
+        if len(everyone) > len(known):
+            new[RESIDUALS] = torch.zeros(len(everyone), state[RESIDUALS].shape[1])
+            new[RESIDUALS][rows] = state[RESIDUALS]
     present = rows_of(new, cohort)
     new[SEEN][present] += 1
     new[PRUNED][present] += pruned.long()
@@ -78,37 +84,71 @@ def unit_residuals(updates: Tensor) -> Tensor:
         ``(n_clients, dim)`` float32. A zero update has no direction: it does not enter the mean,
         and its residual is zero.
     """
-    norms = update_norms(updates)
-    moving = (norms > 0)[:, None]
-    inverse = torch.where(norms > 0, 1 / norms, 0.0)[:, None]
-    residuals = torch.empty_like(updates)
-    start = 0
-    for columns in torch.split(updates, 1 << 18, dim=1):
-        units = columns * inverse
-        mean = units.sum(dim=0) / moving.sum().clamp_min(1)
-        residuals[:, start : start + columns.shape[1]] = torch.where(moving, units - mean, 0.0)
-        start += columns.shape[1]
-    return residuals
+    n_clients, dim = updates.shape
+    result, residuals = np.empty((n_clients, dim), np.float32), _residuals_of(updates)
+
+    def fill(columns: slice) -> None:
+        result[:, columns] = residuals(columns)
+
+    by_columns(fill, (n_clients, dim))
+    return torch.from_numpy(result)
 
 
-def add_residuals(state: State, cohort: Cohort, decay: float = 1.0) -> State:
+def add_residuals(
+    state: State, cohort: Cohort, decay: float = 1.0, norms: Tensor | None = None
+) -> State:
     """Returns ``state`` with this cohort's residuals added to ``clients/residuals``.
 
-    What a client's row held is multiplied by ``decay`` before; rows of absent clients stay.
+    Rows of absent clients stay.
 
-    The tensor is ``(n_known, dim)`` float32: as large as a cohort of all clients ever seen.
+    The tensor is ``(n_known, dim)`` float32: as large as a cohort of all clients ever seen. Each
+    round writes a new one, in one pass over the old one and the updates.
 
     Args:
         state: As :func:`remember` returned it for this round; not modified.
         cohort: This round's.
+        decay: What is left of what a client's row held before.
+        norms: The updates' ``update_norms``, where they are known.
 
     Raises:
         ValueError: If the remembered residuals are of another model.
     """
-    dim = cohort.layout.dim
-    residuals = state.get(RESIDUALS, torch.zeros(len(state[IDS]), dim))
-    if residuals.shape[1] != dim:
-        raise ValueError(f"memory needs updates of dim {residuals.shape[1]}, got dim {dim}")
-    summed, rows = residuals.clone(), rows_of(state, cohort)
-    summed[rows] = decay * summed[rows] + unit_residuals(cohort.updates)
-    return {**state, RESIDUALS: summed}
+    n_known, dim = len(state[IDS]), cohort.layout.dim
+    before = state[RESIDUALS].numpy() if RESIDUALS in state else None
+    if before is not None and before.shape[1] != dim:
+        raise ValueError(f"memory needs updates of dim {before.shape[1]}, got dim {dim}")
+    rows, residuals = rows_of(state, cohort).tolist(), _residuals_of(cohort.updates, norms)
+    absent = sorted({*range(n_known)} - {*rows})
+    summed = np.empty((n_known, dim), np.float32)
+
+    def add(columns: slice) -> None:
+        for row in absent:
+            summed[row, columns] = 0 if before is None else before[row, columns]
+        for row, residual in zip(rows, residuals(columns), strict=True):
+            new = summed[row, columns]
+            np.copyto(new, residual, casting="same_kind")
+            if before is not None:
+                new += np.float32(decay) * before[row, columns]
+
+    by_columns(add, (n_known, dim))
+    return {**state, RESIDUALS: torch.from_numpy(summed)}
+
+
+def _residuals_of(
+    updates: Tensor, norms: Tensor | None = None
+) -> Callable[[slice], NDArray[np.float64]]:
+    """What gives some columns of the unit residuals, until the next call on the same thread."""
+    values, scratch = updates.numpy(), Scratch()
+    lengths = (update_norms(updates) if norms is None else norms).numpy()
+    moving = lengths > 0
+    inverse = np.divide(1, lengths, where=moving, out=np.zeros_like(lengths))[:, None]
+    n_moving = max(1, np.count_nonzero(moving))
+
+    def residuals(columns: slice) -> NDArray[np.float64]:
+        units = scratch.exact(values[:, columns])
+        units *= inverse
+        units -= units.sum(axis=0) / n_moving
+        units[~moving] = 0
+        return units
+
+    return residuals

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from fedface.aggregation.blocks import Scratch, by_columns
+from fedface.aggregation.blocks import Scratch, sum_by_columns
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State, global_model
 from fedface.aggregation.distances import update_norms
 from fedface.aggregation.weights import Weighting, client_weights, weighted_sum
@@ -55,8 +55,7 @@ def global_features(updates: Tensor, weights: Tensor, block: int | None = None) 
         exact = scratch.exact(values[:, columns])
         return np.asarray(np.abs(exact, out=exact).sum(axis=1))
 
-    n, dim = values.shape
-    manhattan = torch.from_numpy(sum(by_columns(lengths, n, dim, block), np.zeros(n)))
+    manhattan = sum_by_columns(lengths, values.shape, (len(values),), block)
     cosines = _cosines(_products(updates, weights, block))[0, 1:]
     features = torch.stack((cosines, manhattan, update_norms(updates, block)), dim=1)
     return (features[:, None] - features[None]).abs().sum(dim=1)
@@ -74,7 +73,7 @@ def pairwise_features(updates: Tensor, weights: Tensor, block: int | None = None
         ``(n_clients, 3)`` float64: squared cosine distance, Manhattan, difference in length.
     """
     values, scratch = updates.numpy(), Scratch()
-    n, dim = values.shape
+    n = len(values)
 
     def differences(columns: slice) -> NDArray[np.float64]:
         exact, sums = scratch.exact(values[:, columns]), np.zeros((n, n))
@@ -83,7 +82,7 @@ def pairwise_features(updates: Tensor, weights: Tensor, block: int | None = None
             sums[i, i + 1 :] = np.abs(apart, out=apart).sum(axis=1)
         return sums
 
-    manhattan = torch.from_numpy(sum(by_columns(differences, n, dim, block), np.zeros((n, n))))
+    manhattan = sum_by_columns(differences, values.shape, (n, n), block)
     manhattan += manhattan.T.clone()
     products = _products(updates, weights, block)
     angles = (1 - _cosines(products)[1:, 1:]).square().fill_diagonal_(0)
@@ -157,7 +156,7 @@ class MultiMetrics(Aggregator):
 def _products(updates: Tensor, weights: Tensor, block: int | None) -> Tensor:
     """Inner products ``(1 + n, 1 + n)`` between the global weights and all local weights."""
     values, start, scratch = updates.numpy(), weights.numpy(), Scratch()
-    n, dim = values.shape
+    n = len(values)
 
     def products(columns: slice) -> NDArray[np.float64]:
         local = scratch.array("local", (1 + n, len(start[columns])))
@@ -165,7 +164,7 @@ def _products(updates: Tensor, weights: Tensor, block: int | None) -> Tensor:
         local[1:] += values[:, columns]
         return np.asarray(local @ local.T)
 
-    return torch.from_numpy(sum(by_columns(products, n, dim, block), np.zeros((1 + n, 1 + n))))
+    return sum_by_columns(products, values.shape, (1 + n, 1 + n), block)
 
 
 def _cosines(products: Tensor) -> Tensor:

@@ -4,24 +4,42 @@ Per-position Mahalanobis distances over n clients cannot work: with the sample's
 covariance the largest possible squared distance is (n - 1)^2 / n, below the chi-square threshold
 for the usual cohort whatever the attack (and equal for all clients when n <= d). So positions are
 made comparable (centred and scaled by median and MAD over clients) and pooled: n * F points.
+
+A layer's points are as large as its part of all updates, so they are made a few positions at a
+time, and made again for each of the three passes over them; only ``HELD`` numbers are kept.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.linalg import lu, qr, svd
 from scipy.stats import chi2
-from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
+from fedface.aggregation.blocks import Scratch, slices
+from fedface.aggregation.order_statistics import ranked
 from fedface.aggregation.robust_scatter import robust_scatter
-from fedface.aggregation.univariate import MAD_TO_SIGMA, coordinate_median
+from fedface.aggregation.univariate import MAD_TO_SIGMA
 
 POINTS_PER_COMPONENT = 5
 """Points that a dimension of a robust scatter needs (Rousseeuw & Van Driessen: n > 5 p)."""
 
+HELD = 1 << 22
+"""Numbers of a layer's points that the power iterations run on: 16 MiB. In a larger layer they see
+a random choice of its positions, and only the last iteration all."""
+
 _LIMIT = 1e6
 """Standardised values are clipped here: no finite update may overflow float32."""
+
+_OVERSAMPLING, _ITERATIONS = 10, 4
+
+Floats = NDArray[np.float32]
+
+Take = Callable[[slice], Floats]
+"""The fragments of some positions of a layer: ``(n_clients, n_positions, fragment_dim)``."""
 
 
 @dataclass(frozen=True)
@@ -39,46 +57,146 @@ class Detector:
     support_fraction: float
 
     def flags(self, fragments: Tensor, rng: np.random.Generator) -> Tensor | None:
+        """Returns which fragments are outliers: :meth:`judge` for fragments that are at hand.
+
+        Args:
+            fragments: ``(n_clients, n_fragments, fragment_dim)`` float32 of one layer.
+            rng: For the randomised projection.
+        """
+        n_clients, n_fragments, fragment_dim = fragments.shape
+        return self.judge(_taken_from(fragments), (n_clients, n_fragments, fragment_dim), rng)
+
+    def judge(
+        self, take: Take, shape: tuple[int, int, int], rng: np.random.Generator
+    ) -> Tensor | None:
         """Returns which fragments are outliers: MD^2 > chi2_r(q).
 
         Args:
-            fragments: ``(n_clients, n_fragments, fragment_dim)`` of one layer.
+            take: Gives the fragments of one layer.
+            shape: ``(n_clients, n_fragments, fragment_dim)``.
             rng: For the randomised projection.
 
         Returns:
             ``(n_clients, n_fragments)`` bool; None if there are too few fragments in all to
             estimate a scatter in even one dimension, so that the layer cannot be judged.
         """
-        n_clients, n_fragments, fragment_dim = fragments.shape
+        n_clients, n_fragments, fragment_dim = shape
         n_points = n_clients * n_fragments
         r = min(self.n_components, fragment_dim, n_points // POINTS_PER_COMPONENT)
         if r < 1:
             return None
-        points = principal_components(standardise(fragments).reshape(n_points, -1), r, rng)
+        points = torch.from_numpy(Points(take, shape).components(r, rng)).flatten(0, 1)
         distances = robust_scatter(points, self.support_fraction).squared_distances(points)
         return (distances > float(chi2.ppf(self.quantile, r))).reshape(n_clients, n_fragments)
 
 
-def standardise(fragments: Tensor) -> Tensor:
-    """Returns fragments centred by the clients' coordinate-wise median and scaled by their MAD.
+class Points:
+    """One layer's fragments of all clients, standardised, as points in d dimensions.
 
     The scale is one number per position (1.4826 times the median absolute deviation over clients
     and coordinates), so a fragment keeps its shape and a client that is long in a position stays
     long. Where most deviations are exactly zero the mean absolute deviation takes the MAD's
     place. Values are clipped at 1e6 scales.
+    """
+
+    def __init__(self, take: Take, shape: tuple[int, int, int]) -> None:
+        """Measures the medians ``(F, d)`` and scales ``(F,)``, in a first pass."""
+        n_clients, n_fragments, fragment_dim = shape
+        self.take, self.shape, self.scratch = take, shape, Scratch()
+        self.medians = np.empty((n_fragments, fragment_dim), np.float32)
+        self.scales = np.empty(n_fragments, np.float32)
+        self.clipped = False
+        self.blocks = slices(n_clients * fragment_dim, n_fragments)
+        for positions in self.blocks:
+            self._measure(positions)
+
+    def at(self, positions: slice) -> Floats:
+        """Returns the points of some positions ``(n, n_positions, d)``, until the next call."""
+        fragments = self.take(positions)
+        points = self.scratch.array("points", fragments.shape, np.float32)
+        np.subtract(fragments, self.medians[positions], out=points)
+        with np.errstate(over="ignore"):
+            points /= self.scales[positions, None]
+        return np.clip(points, -_LIMIT, _LIMIT, out=points) if self.clipped else points
+
+    def components(self, n_components: int, rng: np.random.Generator) -> Floats:
+        """Returns the points' coordinates in their leading principal components.
+
+        Args:
+            n_components: r <= d.
+            rng: For the projection, and the choice of positions in a layer beyond ``HELD``.
+
+        Returns:
+            ``(n_clients, n_fragments, r)``; zeros if all points are zero.
+        """
+        n_clients, n_fragments, fragment_dim = self.shape
+        start = _projection(fragment_dim, n_components, rng)
+        chosen = np.arange(n_fragments)
+        n_held = max(1, HELD // (n_clients * fragment_dim))
+        if n_held < n_fragments:
+            chosen = np.sort(rng.permutation(n_fragments)[:n_held])
+        held = np.empty((n_clients, len(chosen), fragment_dim), np.float32)
+        for i, position in enumerate(chosen):
+            held[:, i] = self.at(slice(position, position + 1))[:, 0]
+        basis = _power_iterations(held.reshape(-1, fragment_dim), start)
+        del held
+        span, _ = qr(
+            self._times(basis).reshape(n_clients * n_fragments, -1),
+            mode="economic",
+            check_finite=False,
+            overwrite_a=True,
+        )
+        return self._times(_leading(self._transposed_times(span), n_components))
+
+    def _measure(self, positions: slice) -> None:
+        fragments = self.take(positions)
+        n, n_positions, d = fragments.shape
+        rows = fragments.reshape(n, -1)
+        middle = ranked(rows, (n - 1) // 2, n // 2, self.scratch)
+        self.medians[positions] = _halfway(middle[0], middle[-1]).reshape(n_positions, d)
+        deviations = self.scratch.array("deviations", (n_positions, n, d), np.float32)
+        with np.errstate(over="ignore"):
+            np.subtract(fragments.transpose(1, 0, 2), self.medians[positions, None], out=deviations)
+        by_position = np.abs(deviations, out=deviations).reshape(n_positions, n * d)
+        largest = by_position.max(axis=1)
+        scales = MAD_TO_SIGMA * _row_medians(by_position)
+        means = by_position.mean(axis=1, dtype=np.float64) if not scales.all() else scales
+        scales = np.where(scales > 0, scales, means)
+        self.scales[positions] = np.where(scales > 0, scales, 1)
+        self.clipped |= bool((largest > 0.99 * _LIMIT * self.scales[positions]).any())
+
+    def _times(self, matrix: Floats) -> Floats:
+        """The points times ``(d, k)``: ``(n, F, k)``."""
+        n, n_fragments, d = self.shape
+        result = np.empty((n, n_fragments, matrix.shape[1]), np.float32)
+        for positions in self.blocks:
+            points = self.at(positions)
+            result[:, positions] = (points.reshape(-1, d) @ matrix).reshape(*points.shape[:2], -1)
+        return result
+
+    def _transposed_times(self, matrix: Floats) -> Floats:
+        """The points' transpose times ``(n F, k)``: ``(d, k)``."""
+        n, n_fragments, d = self.shape
+        by_client = matrix.reshape(n, n_fragments, -1)
+        total = np.zeros((d, matrix.shape[1]), np.float32)
+        for positions in self.blocks:
+            rows = by_client[:, positions].reshape(-1, matrix.shape[1])
+            total += self.at(positions).reshape(-1, d).T @ rows
+        return total
+
+
+def standardise(fragments: Tensor) -> Tensor:
+    """Returns fragments centred by the clients' coordinate-wise median and scaled by their MAD.
 
     Args:
-        fragments: ``(n_clients, n_fragments, fragment_dim)``.
+        fragments: ``(n_clients, n_fragments, fragment_dim)`` float32.
 
     Returns:
-        The same shape, float32; zeros where all clients agree.
+        The same shape, float32, as :class:`Points` says; zeros where all clients agree.
     """
-    centred = fragments - coordinate_median(fragments)
-    by_position = centred.abs().transpose(0, 1).reshape(fragments.shape[1], -1)
-    scale = torch.from_numpy(MAD_TO_SIGMA * np.median(by_position.numpy(), axis=1))
-    scale = torch.where(scale > 0, scale, by_position.double().mean(dim=1).float())
-    scale = torch.where(scale > 0, scale, 1.0)
-    return (centred / scale[:, None]).clamp(-_LIMIT, _LIMIT)
+    n_clients, n_fragments, fragment_dim = fragments.shape
+    points = Points(_taken_from(fragments), (n_clients, n_fragments, fragment_dim))
+    return torch.from_numpy(points.at(slice(None)))
 
 
 def principal_components(points: Tensor, n_components: int, rng: np.random.Generator) -> Tensor:
@@ -91,20 +209,53 @@ def principal_components(points: Tensor, n_components: int, rng: np.random.Gener
     outliers move less.
 
     Args:
-        points: ``(n_points, d)``, centred.
+        points: ``(n_points, d)`` float32, centred.
         n_components: r <= d.
         rng: For the projection.
 
     Returns:
         ``(n_points, r)`` float32; zeros if all points are zero.
     """
-    if not bool(points.any()):
-        return torch.zeros(len(points), n_components)
-    _, _, axes = randomized_svd(
-        points.numpy(),
-        n_components,
-        n_iter=4,
-        transpose=False,
-        random_state=int(rng.integers(1 << 31)),
-    )
-    return points @ torch.from_numpy(axes).T
+    values = points.numpy()
+    basis = _power_iterations(values, _projection(values.shape[1], n_components, rng))
+    span, _ = qr(values @ basis, mode="economic", check_finite=False)
+    return torch.from_numpy(values @ _leading(values.T @ span, n_components))
+
+
+def _taken_from(fragments: Tensor) -> Take:
+    values = fragments.numpy()
+    return lambda positions: values[:, positions]
+
+
+def _projection(fragment_dim: int, n_components: int, rng: np.random.Generator) -> Floats:
+    """The Gaussian matrix ``(d, r + 10)`` that scikit-learn's routine would draw."""
+    drawn = np.random.RandomState(int(rng.integers(1 << 31)))
+    matrix = drawn.normal(size=(fragment_dim, n_components + _OVERSAMPLING))
+    return matrix.astype(np.float32)
+
+
+def _power_iterations(points: Floats, basis: Floats) -> Floats:
+    """The basis ``(d, k)`` turned towards the directions in which ``points`` extend most."""
+    for _ in range(_ITERATIONS):
+        span, _ = lu(points @ basis, permute_l=True, check_finite=False)
+        basis, _ = lu(points.T @ span, permute_l=True, check_finite=False)
+    return basis
+
+
+def _leading(projected: Floats, n_components: int) -> Floats:
+    """The leading left singular vectors ``(d, r)`` of the points seen from an orthonormal span."""
+    left, _, _ = svd(projected, full_matrices=False, check_finite=False)
+    return np.ascontiguousarray(left[:, :n_components])
+
+
+def _halfway(low: Floats, high: Floats) -> Floats:
+    return np.asarray(low + (high - low) / 2, np.float32)
+
+
+def _row_medians(rows: Floats) -> Floats:
+    """The median of each row; the rows are reordered. (One pivot is ten times faster than two.)"""
+    half = rows.shape[1] // 2
+    rows.partition(half, axis=1)
+    high = rows[:, half]
+    low = high if rows.shape[1] % 2 else rows[:, :half].max(axis=1)
+    return np.asarray((low + high) / 2, np.float32)

@@ -16,7 +16,9 @@ under contamination this errs towards short distances, i.e. towards not accusing
 from dataclasses import dataclass
 from math import ceil
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import chi2
 from torch import Tensor
 
@@ -24,6 +26,8 @@ from fedface.aggregation.univariate import MAD_TO_SIGMA, coordinate_median
 
 _FLAT = 1e-10
 """Variances below this share of the largest are numerically no variance."""
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class RobustScatter:
         variance, so a point off the bulk's subspace gets a huge but finite distance. All are
         zero if there is no scatter at all.
         """
-        return _squared_distances(points.double() - self.location, self.scatter)
+        deviations = points.numpy().astype(np.float64) - self.location.numpy()
+        return torch.from_numpy(_squared_distances(deviations, self.scatter.numpy()))
 
 
 def robust_scatter(
@@ -70,46 +75,57 @@ def robust_scatter(
         )
     if n < r + 1:
         raise ValueError(f"robust_scatter needs at least {r + 1} points in {r} dims, got {n}")
-    shift = coordinate_median(points.double())
-    centred = points.double() - shift
+    exact = points.numpy().astype(np.float64)
+    shift = coordinate_median(torch.from_numpy(exact)).numpy()
+    centred = exact - shift
     h = max(ceil(support_fraction * n), (n + r + 1) // 2)
-    location, scatter = torch.zeros_like(shift), _initial_scatter(centred)
-    support: Tensor | None = None
+    location, scatter = np.zeros_like(shift), _initial_scatter(centred)
+    support: NDArray[np.bool_] | None = None
     for _ in range(max_steps):
         distances = _squared_distances(centred - location, scatter)
-        nearest = distances.argsort(stable=True)[:h].sort().values
-        if support is not None and torch.equal(nearest, support):
+        nearest = _smallest(distances, h)
+        if support is not None and np.array_equal(nearest, support):
             break
         support = nearest
         location, scatter = _moments(centred, support)
-    typical = float(coordinate_median(_squared_distances(centred - location, scatter)))
+    distances = _squared_distances(centred - location, scatter)
+    typical = float(coordinate_median(torch.from_numpy(distances)))
     if typical > 0:
         scatter = scatter * (typical / float(chi2.ppf(0.5, r)))
-    return RobustScatter(shift + location, scatter)
+    return RobustScatter(torch.from_numpy(shift + location), torch.from_numpy(scatter))
 
 
-def _initial_scatter(centred: Tensor) -> Tensor:
+def _smallest(values: Floats, n_chosen: int) -> NDArray[np.bool_]:
+    """Which values are the smallest so many; of equal ones the first."""
+    limit = np.partition(values, n_chosen - 1)[n_chosen - 1]
+    chosen: NDArray[np.bool_] = values < limit
+    chosen[np.flatnonzero(values == limit)[: n_chosen - np.count_nonzero(chosen)]] = True
+    return chosen
+
+
+def _initial_scatter(centred: Floats) -> Floats:
     """The diagonal of squared MADs; where a MAD is zero, of the mean squares."""
-    variances = (MAD_TO_SIGMA * coordinate_median(centred.abs())).square()
-    return torch.where(variances > 0, variances, centred.square().mean(dim=0)).diag()
+    mads = MAD_TO_SIGMA * coordinate_median(torch.from_numpy(np.abs(centred))).numpy()
+    return np.diag(np.where(mads > 0, np.square(mads), np.square(centred).mean(axis=0)))
 
 
-def _moments(centred: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(centred: Floats, support: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Mean and covariance of the support; a flat ball if the support is a single point."""
     chosen = centred[support]
-    location = chosen.mean(dim=0)
-    scatter = (chosen - location).T @ (chosen - location) / len(chosen)
+    location = chosen.mean(axis=0)
+    deviations = chosen - location
+    scatter = deviations.T @ deviations / len(chosen)
     if float(scatter.diagonal().max()) == 0:
-        everything = float((centred - location).square().mean())
-        scatter = _FLAT * everything * torch.eye(len(location), dtype=torch.float64)
+        everything = float(np.square(centred - location).mean())
+        scatter = _FLAT * everything * np.eye(len(location))
     return location, scatter
 
 
-def _squared_distances(deviations: Tensor, scatter: Tensor) -> Tensor:
+def _squared_distances(deviations: Floats, scatter: Floats) -> Floats:
     """Mahalanobis by eigenvectors, with the smallest variances raised to the numerical floor."""
-    variances, axes = torch.linalg.eigh(scatter)
+    variances, axes = np.linalg.eigh(scatter)
     largest = float(variances.max())
     if largest <= 0:
-        return torch.zeros(len(deviations), dtype=torch.float64)
-    scores: Tensor = (deviations @ axes).square() / variances.clamp_min(_FLAT * largest)
-    return scores.sum(dim=1)
+        return np.zeros(len(deviations))
+    scores = np.square(deviations @ axes)
+    return np.asarray(scores @ (1 / variances.clip(_FLAT * largest)))

@@ -26,5 +26,5 @@ def sign_sums(updates: Tensor, block: int | None = None) -> Tensor:
         for row in values[:, columns]:
             total += np.sign(row, out=sign)
 
-    by_columns(add, len(values), len(sums), block)
+    by_columns(add, values.shape, block)
     return torch.from_numpy(sums)

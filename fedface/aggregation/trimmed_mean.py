@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from fedface.aggregation.blocks import Scratch, by_columns
+from fedface.aggregation.blocks import Scratch, sum_by_columns
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
 from fedface.aggregation.order_statistics import mean_of, ranked, within
 
@@ -45,8 +45,8 @@ def trimmed_mean(
         means[columns] = mean_of(kept, scratch)
         return within(values[:, columns], kept[0], kept[-1], scratch)
 
-    n_kept = sum(by_columns(trim, n_clients, len(means), block), np.zeros(n_clients))
-    return torch.from_numpy(means), torch.from_numpy(n_kept / n_kept.sum())
+    n_kept = sum_by_columns(trim, values.shape, (n_clients,), block)
+    return torch.from_numpy(means), n_kept / n_kept.sum()
 
 
 class TrimmedMean(Aggregator):

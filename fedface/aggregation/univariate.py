@@ -39,7 +39,7 @@ def coordinate_median(values: Tensor) -> Tensor:
             middle = ranked(rows[:, columns], first, last, scratch)
             median[columns] = middle[0] + (middle[-1] - middle[0]) / 2
 
-        by_columns(fill, n, n_columns)
+        by_columns(fill, rows.shape)
     return torch.from_numpy(median.reshape(values.shape[1:]))
 
 

@@ -78,5 +78,5 @@ def weighted_sum(updates: Tensor, trust: Tensor) -> Tensor:
             np.copyto(row, values[client, columns])
         total[columns] = weights @ exact
 
-    by_columns(add, len(used), len(total))
+    by_columns(add, (len(used), len(total)))
     return torch.from_numpy(total)
