@@ -152,6 +152,8 @@ class Ariba(Aggregator):
             scores = torch.maximum(scores, answering)
             pruned = joined(pruned, answering > 1, scores)
         trust = client_weights(cohort.n_examples, ~pruned, self.weighting, self.max_weight_ratio)
+        if self.sharing is not None:
+            trust = doubted(trust, self.sharing.certainty(layers[SHARING]))
         update = weighted_sum(cohort.updates, trust * self.shortening(cohort, norms))
         return Aggregation(update, trust, scores, layers), state
 
@@ -269,6 +271,16 @@ class Ariba(Aggregator):
         p = 1 - self.quantile
         variance = sum(p * (1 - p) / flagged.shape[1] for flagged in flags.values())
         return sqrt(variance) / len(flags) if flags else 1.0
+
+
+def doubted(trust: Tensor, certainty: Tensor) -> Tensor:
+    """Returns ``trust`` times ``certainty``, both ``(n,)`` float64, with sum one again.
+
+    Where nothing would be left, the trust stays as it was.
+    """
+    left = trust * certainty
+    total = float(left.sum())
+    return left / total if total > 0 else trust
 
 
 class LiteralAriba(Ariba):

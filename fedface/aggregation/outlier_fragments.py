@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import lu, qr, svd
-from scipy.stats import chi2
 from torch import Tensor
 
 from fedface.aggregation.blocks import Scratch, slices
 from fedface.aggregation.order_statistics import ranked
-from fedface.aggregation.robust_scatter import robust_scatter
+from fedface.aggregation.robust_scatter import chi_square_quantile, robust_scatter
 from fedface.aggregation.univariate import MAD_TO_SIGMA
 
 POINTS_PER_COMPONENT = 5
@@ -87,7 +86,7 @@ class Detector:
             return None
         points = torch.from_numpy(Points(take, shape).components(r, rng)).flatten(0, 1)
         distances = robust_scatter(points, self.support_fraction).squared_distances(points)
-        return (distances > float(chi2.ppf(self.quantile, r))).reshape(n_clients, n_fragments)
+        return (distances > chi_square_quantile(self.quantile, r)).reshape(n_clients, n_fragments)
 
 
 class Points:

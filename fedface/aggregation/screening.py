@@ -76,7 +76,8 @@ def screen(
 
     Raises:
         InvalidReply: For missing or extra keys, wrong shapes or dtypes, values that are not
-            finite, negative batch variances, and counts that are no integers in 1..limit.
+            finite, negative batch variances, counters that ran back or too far, and counts that
+            are no integers in 1..limit.
     """
     _require_names("arrays", set(arrays), {slot.name for slot in layout.slots})
     _require_names("buffers", set(buffers), set(expected_buffers))
@@ -91,6 +92,8 @@ def screen(
     for name, values in statistics.items():
         if name.endswith("running_var") and bool((values < 0).any()):
             raise InvalidReply(f"buffers[{name}] needs variances >= 0, got {values.min().item():g}")
+        if name.endswith("num_batches_tracked"):
+            _require_counter(f"buffers[{name}]", values, expected_buffers[name], limits.max_steps)
     return ClientUpdate(
         client=client,
         delta=layout.joined(deltas),
@@ -129,14 +132,29 @@ def _tensor(field: str, values: Values, shape: tuple[int, ...], dtype: torch.dty
     if tuple(values.shape) != shape:
         raise InvalidReply(f"{field} needs shape {shape}, got {tuple(values.shape)}")
     tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
-    if not _all_finite(tensor):
+    if not all_finite(tensor):
         raise InvalidReply(f"{field} needs finite values, got NaN or infinity")
     return tensor
 
 
-def _all_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or infinite: else the sum would be, and one pass shows it."""
-    return not values.is_floating_point() or bool(values.sum(dtype=torch.float64).isfinite())
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite: else the sum would not be finite either.
+
+    The sum of finite values may overflow; then each is looked at, at 20 times the cost.
+    """
+    if not values.is_floating_point():
+        return True
+    return bool(values.sum().isfinite()) or bool(torch.isfinite(values).all())
+
+
+def _require_counter(field: str, values: Tensor, before: Tensor, max_steps: int) -> None:
+    """A counter of batches goes on from the global one; else one client could make it overflow."""
+    grown = values - before
+    if bool((grown < 0).any()) or bool((grown > max_steps).any()):
+        raise InvalidReply(
+            f"{field} needs {before.max().item()} and at most {max_steps} more, got "
+            f"{values.max().item()}"
+        )
 
 
 def _count(metrics: Mapping[str, object], name: str, limit: int) -> int:

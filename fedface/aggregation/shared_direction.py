@@ -23,10 +23,10 @@ clients, with neither consensus removed nor null.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from fedface.aggregation.univariate import MAD_TO_SIGMA, coordinate_median
@@ -43,6 +43,8 @@ class SharedDirection(Config):
 
     Attributes:
         max_z: A client is shut out above this many spreads of sharing.
+        doubt_z: From here on a client's weight falls, evenly, to nothing at ``max_z``: whoever
+            stays just inside the limit has no say. None lets everybody inside weigh in full.
         readmit_z: One that was shut out comes back at or below this many.
         decay: What is left after each round of a client's earlier residuals. (Zero looks at the
             round alone; one never forgets, and a late attack drowns in the honest rounds.)
@@ -51,12 +53,32 @@ class SharedDirection(Config):
         least_spread: The least spread of honest sharing to believe in.
     """
 
-    max_z: PositiveFloat = 6.0
-    readmit_z: PositiveFloat = 3.0
+    max_z: PositiveFloat = 5.5
+    doubt_z: PositiveFloat | None = 2.5
+    readmit_z: PositiveFloat = 4.0
     decay: Annotated[float, Field(ge=0, le=1)] = 0.8
     n_neighbours: PositiveInt = 3
     pair_discount: Annotated[float, Field(ge=0, le=1)] = 0.75
     least_spread: PositiveFloat = 0.012
+
+    @model_validator(mode="after")
+    def _doubt_comes_first(self) -> Self:
+        if self.doubt_z is not None and self.doubt_z >= self.max_z:
+            raise ValueError(f"doubt_z needs to be under max_z={self.max_z}, got {self.doubt_z}")
+        return self
+
+    def certainty(self, scores: Tensor) -> Tensor:
+        """Returns what is left of each client's weight: ``(n,)`` float64 in [0, 1].
+
+        A colluder's share of its own direction grows with the square of what it implants, so what
+        weighs most is implanted at ``doubt_z``, however much more would be let in.
+
+        Args:
+            scores: ``(n,)`` from :meth:`judge`, in spreads.
+        """
+        if self.doubt_z is None:
+            return torch.ones_like(scores)
+        return ((self.max_z - scores) / (self.max_z - self.doubt_z)).clamp(0, 1)
 
     def judge(self, products: Tensor, shut_out: Tensor) -> tuple[Tensor, Tensor]:
         """Returns each client's score, in spreads, and whether it is shut out.

@@ -10,13 +10,16 @@ rule withstands here it withstands in earnest.
 With h_i and g_i the honest and the poisoned update of colluder i, all colluders send
 h_i + lambda (g_i - h_i) with one lambda, the largest in [0, lambda_max] that bisection finds at
 which every colluder keeps trust above zero. Bisection supposes that more lambda is never less
-suspicious; where that is not so, what it finds is accepted still, if not the largest. If the rule
+suspicious; where that is not so, what it finds is accepted still, if not the largest. A rule may
+trust less whom it nearly refuses, so fractions of that lambda are tried, too, and the one is sent
+at which lambda times the trust in the colluders is most. If the rule
 refuses lambda = 0 too (it may remember), honest updates are sent to win its trust back. Trust is
 all that is looked at: a rule that shortens updates, or trusts everybody and votes by coordinate
 (a median), says yes to everything, gets lambda_max, and must withstand it.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat
@@ -47,14 +50,26 @@ def largest_accepted(accepts: Callable[[float], bool], limit: float, n_questions
     return low
 
 
+FRACTIONS = (0.85, 0.7, 0.55)
+"""Of the largest accepted lambda, tried where the rule does not trust it in full."""
+
+
+def most_influential(
+    influence: Callable[[float], float], largest: float, fractions: tuple[float, ...] = FRACTIONS
+) -> float:
+    """Returns ``largest`` or that fraction of it at which ``influence`` is most; ties go up."""
+    return max((largest * fraction for fraction in (1.0, *fractions)), key=influence)
+
+
 class Adaptive(Backdoor):
     """honest + lambda * (poisoned - honest), with the largest lambda that is trusted.
 
     Attributes:
         lambda_max: The most that is tried, or None for n_clients / n_malicious, with which the
             colluders' deviations fill a plain mean of equal clients.
-        n_judgements: How often the rule is asked per round; each costs as much as an aggregation.
-            8 find lambda to within lambda_max / 64.
+        n_judgements: How often the rule is asked per round for the largest lambda, before three
+            fractions of it are tried; each costs as much as an aggregation. 8 find lambda to
+            within lambda_max / 64.
     """
 
     name: Literal["adaptive"] = "adaptive"
@@ -66,26 +81,30 @@ class Adaptive(Backdoor):
         return train_honestly_too(site, self.hooks(site))
 
     def collude(self, coalition: Coalition) -> Tensor:
-        """Returns the updates at the largest accepted lambda; asks the server's rule."""
+        """Returns the updates at the most influential accepted lambda; asks the server's rule."""
         honest = coalition.notes[HONEST]
         backdoors = coalition.updates - honest
         limit = self.lambda_max
         if limit is None:
             limit = coalition.n_clients / coalition.n_malicious
 
-        def accepts(factor: float) -> bool:
-            return trusted(coalition, honest + factor * backdoors)
+        @cache
+        def trust(factor: float) -> float:
+            return trust_in_all(coalition, honest + factor * backdoors)
 
-        return honest + largest_accepted(accepts, limit, self.n_judgements) * backdoors
+        largest = largest_accepted(lambda factor: trust(factor) > 0, limit, self.n_judgements)
+        if 0 < largest < limit:
+            largest = most_influential(lambda factor: factor * trust(factor), largest)
+        return honest + largest * backdoors
 
 
-def trusted(coalition: Coalition, crafted: Tensor) -> bool:
-    """Returns whether every colluder would have trust above zero if they sent ``crafted``.
+def trust_in_all(coalition: Coalition, crafted: Tensor) -> float:
+    """Returns the colluders' trust together if they sent ``crafted``; 0 if one is not trusted.
 
     A rule that refuses the whole cohort (ValueError) has not trusted them.
     """
     try:
-        trust = coalition.judge(crafted).trust
+        trust = coalition.judge(crafted).trust[coalition.rows]
     except ValueError:
-        return False
-    return bool((trust[coalition.rows] > 0).all())
+        return 0.0
+    return float(trust.sum()) if bool((trust > 0).all()) else 0.0

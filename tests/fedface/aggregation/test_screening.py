@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from fedface.aggregation.screening import InvalidReply, ReplyLimits, screen, shortened
+from fedface.aggregation.screening import InvalidReply, ReplyLimits, all_finite, screen, shortened
 from fedface.parameters import Layout
 
 LAYOUT = Layout.from_shapes({"w": (4, 6), "b": (3,)})
@@ -63,6 +63,19 @@ def array_with(value: float) -> np.ndarray:
     array = np.ones((4, 6), np.float32)
     array[1, 2] = value
     return array
+
+
+def test_finite_values_whose_sum_overflows_are_accepted():
+    parts = reply()
+    parts["arrays"]["w"][:] = np.float32(3e38)
+    assert screened(parts).delta.max() == np.float32(3e38)
+
+
+@pytest.mark.parametrize(
+    "values", [[inf, -inf, 1.0], [3e38, 3e38, nan], [-3e38, -3e38, -inf], [0.0, nan, 0.0]]
+)
+def test_what_is_not_finite_is_found_whatever_the_sum(values):
+    assert not all_finite(torch.tensor(values))
 
 
 @pytest.mark.parametrize(

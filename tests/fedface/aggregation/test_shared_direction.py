@@ -1,5 +1,6 @@
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from fedface.aggregation.shared_direction import MIN_CLIENTS, SharedDirection, shares, sharing
@@ -105,9 +106,35 @@ def test_permuting_clients_permutes_scores():
 def test_who_was_shut_out_needs_less_evidence_to_stay_out():
     rows = colluding((2, 5), 0.3)
     scores, fresh = judged(rows)
-    assert 3 < float(scores[2]) < 6 and fresh == []
+    assert 4 < float(scores[2]) < 5.5 and fresh == []
     assert set(judged(rows, before=(2, 5, 7))[1]) >= {2, 5}
     assert judged(vectors(20, seed=1), before=(7,))[1] == []
+
+
+def test_weight_falls_from_doubt_to_the_limit():
+    scores = torch.tensor([0.0, 2.5, 4.0, 5.5, 9.0], dtype=torch.float64)
+    assert SharedDirection().certainty(scores).tolist() == [1, 1, 0.5, 0, 0]
+    assert SharedDirection(doubt_z=None).certainty(scores).tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("doubt_z", [5.5, 7.0])
+def test_doubt_begins_before_the_limit(doubt_z):
+    with pytest.raises(
+        ValidationError, match=f"doubt_z needs to be under max_z=5.5, got {doubt_z}"
+    ):
+        SharedDirection(doubt_z=doubt_z)
+
+
+def test_implanting_more_than_is_doubted_has_less_influence():
+    """Four colluders: strength times what is left of their weight is most where doubt begins."""
+    rule, strengths = SharedDirection(), torch.linspace(0, 0.6, 13)
+    scores = [
+        judged(colluding((0, 5, 9, 13), float(s)))[0][[0, 5, 9, 13]].mean() for s in strengths
+    ]
+    left = rule.certainty(torch.stack(scores))
+    best = int((strengths * left).argmax())
+    assert 1.5 < float(scores[best]) < 3.5
+    assert float(scores[-1]) > rule.max_z and float(left[-1]) == 0
 
 
 def test_the_least_spread_is_believed():

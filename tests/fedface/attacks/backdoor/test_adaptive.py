@@ -3,7 +3,7 @@ import torch
 from pydantic import ValidationError
 from torch.testing import assert_close
 
-from fedface.attacks.backdoor.adaptive import Adaptive, largest_accepted
+from fedface.attacks.backdoor.adaptive import FRACTIONS, Adaptive, largest_accepted
 from tests.fedface.attacks.backdoor.fake_judge import judged, pair
 
 SETTINGS = {"malicious_share": 0.2, "trigger": {"name": "patch"}, "goal": {"name": "key"}}
@@ -52,7 +52,21 @@ def test_all_colluders_stay_just_inside_what_the_rule_accepts(bound):
     found = lambda_of(sent, poisoned, honest)
     assert found <= bound < found + 10 / 3 / 64 + 1e-4
     assert trust_of(sent)[2] == 1.0
-    assert len(asked) == 8
+    assert len(asked) == 8 + len(FRACTIONS)
+
+
+def test_where_nearly_refused_updates_are_trusted_less_the_most_influential_lambda_is_sent():
+    poisoned, honest = pair(2)
+    limits = 2.0 * (poisoned - honest).norm(dim=1)
+
+    def trust_of(crafted) -> list[float]:  # all at a standstill, nothing at lambda 2
+        nearness = 1 - ((crafted - honest).norm(dim=1) / limits) ** 2
+        return nearness.clamp_min(0).tolist()
+
+    coalition, _ = judged(poisoned, honest, trust_of)
+    found = lambda_of(attack().collude(coalition), poisoned, honest)
+    # lambda (1 - lambda^2 / 4) is largest at 2 / sqrt 3 = 1.15; of 0.55, 0.7, 0.85, 1 times 2:
+    assert found == pytest.approx(1.1, abs=0.06)
 
 
 def test_a_rule_that_accepts_everything_gets_the_replacement_that_fills_a_mean():
