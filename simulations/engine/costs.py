@@ -4,7 +4,7 @@ Longest processing time first (Graham, SIAM J. Appl. Math. 1969): with m workers
 at most 4/3 - 1/(3m) times as late as with the best plan.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from heapq import heapify, heapreplace
 from math import inf
 
@@ -41,8 +41,3 @@ def makespan(costs: Sequence[float], n_workers: int) -> float:
     for seconds in sorted(costs, reverse=True):
         heapreplace(busy_until, busy_until[0] + seconds)
     return max(busy_until)
-
-
-def longest(work: Iterable[tuple[str, float]]) -> str:
-    """Returns the key of the piece of work with the largest cost, the first of several."""
-    return max(work, key=lambda item: item[1])[0]

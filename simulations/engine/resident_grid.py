@@ -13,7 +13,7 @@ import torch
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 
 from simulations.engine.cohort_memory import CohortMemory, Row
-from simulations.engine.costs import ClientCosts, longest
+from simulations.engine.costs import ClientCosts
 from simulations.engine.local_grid import RAISED, LocalGrid, stamped
 from simulations.engine.resident_worker import Answer, Work, read, total
 from simulations.engine.workers import EngineFailed
@@ -90,6 +90,9 @@ class ResidentGrid(LocalGrid):
                 self._abandon(older)
             self._unanswered[node] = message_id
             self._tasks[message_id] = self._waiting[message_id] = self._task(message)
+        # What is waiting is not measured meanwhile: the order holds until more comes.
+        by_cost = sorted(self._waiting.items(), key=lambda item: -self._expected(item[1]))
+        self._waiting = dict(by_cost)
         return list(new)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -157,7 +160,7 @@ class ResidentGrid(LocalGrid):
             worker = min(self._workers, key=lambda worker: len(worker.queue))
             if len(worker.queue) >= depth:
                 return
-            message_id = longest((i, self._expected(t)) for i, t in self._waiting.items())
+            message_id = next(iter(self._waiting))
             task = self._waiting.pop(message_id)
             worker.queue.append((message_id, worker.actor.answer.remote(self._work(task))))
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulations.engine.costs import ClientCosts, longest, makespan
+from simulations.engine.costs import ClientCosts, makespan
 
 
 def test_estimates_follow_the_measurements_by_halves() -> None:
@@ -18,11 +18,6 @@ def test_estimates_follow_the_measurements_by_halves() -> None:
     costs.add(3, "train", 4.0)
     assert costs.expected(3, "train") == 6.0
     assert costs.expected(3, "evaluate") == inf and costs.expected(4, "train") == inf
-
-
-def test_the_unknown_comes_first_then_the_longest_then_who_came_first() -> None:
-    assert longest([("a", 1.0), ("b", inf), ("c", 5.0)]) == "b"
-    assert longest([("a", 1.0), ("c", 5.0), ("d", 5.0)]) == "c"
 
 
 def best(costs: list[float], n_workers: int) -> float:
