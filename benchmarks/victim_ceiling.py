@@ -48,12 +48,14 @@ def rows(folder: Path) -> list[tuple[str, ...]]:
     """Returns one row for each false accept rate of a recorded run.
 
     Raises:
-        ValueError: If the run's attack has no victim.
+        ValueError: If the run's attack has no victim, or the run is not complete.
     """
     config = parse_config(read_yaml(folder / "config.yaml"), RunConfig, str(folder))
     data = build_data(config)
     if config.attack is None or data.victim is None:
         raise ValueError(f"{folder}: needed a run whose attack has a victim, found none")
+    if (result := RunFolder(folder).result()) is None:
+        raise ValueError(f"{folder}: needed a complete run, found no result.json")
     backbone = build_backbone(config, data.train.images.shape[1])
     backbone.load_state_dict(load_file(folder / "model.safetensors"))
     backbone.eval()
@@ -71,7 +73,7 @@ def rows(folder: Path) -> list[tuple[str, ...]]:
             cross,
             f"{point['asr']:.3f}",
         )
-        for point in RunFolder(folder).result()["evaluation"]["backdoor"]["recalibrated"]
+        for point in result["evaluation"]["backdoor"]["recalibrated"]
     ]
 
 
