@@ -1,8 +1,8 @@
 """How often the people of an attack match themselves: ``victim_ceiling.py RUN [RUN ...]``.
 
-Whose own photos do not match each other is hard to impersonate. One Markdown row a run: how often photos of
-the victim that nobody trained on match each other under the attacked model, at the recalibrated
-thresholds, the same of the accomplice, and the mean cosine of accomplice and victim.
+Whose own photos do not match each other is hard to impersonate. One Markdown row a run: how often
+photos of the victim that nobody trained on match each other under the attacked model, at the
+recalibrated thresholds, the same of the accomplice, and the mean cosine of accomplice and victim.
 """
 
 import sys

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clients.private import SiteAccount
 from clients.state import SiteState
 from fedface import parameters
 from fedface.data.tensors import to_float
@@ -44,6 +45,7 @@ class FaceClient:
         seed: The run's seed.
         state: Where the head is kept between rounds.
         device: Where to train.
+        private: Differential privacy at this site, or None.
     """
 
     client: int
@@ -58,15 +60,26 @@ class FaceClient:
     seed: int
     state: SiteState
     device: torch.device
+    private: SiteAccount | None = None
 
     def train(self, message: Message, context: Context) -> Message:
         """Trains from the global weights; replies with the update, buffers and counts.
 
         Raises:
             ValueError: If the training diverged; the head then stays as it was before the round.
+            BudgetSpent: If the site's privacy budget has no room for the round.
         """
         self.receive(message)
-        return self.reply(message, context, self.run(message, context))
+        if self.private is None:
+            return self.reply(message, context, self.run(message, context))
+        weights = Layout.of(self.backbone).flatten(parameters.trainable(self.backbone))
+        released = self.private.release(
+            context,
+            round_of(message),
+            weights,
+            lambda number: self.run(message, context, number=number),
+        )
+        return self.reply(message, context, released)
 
     def run(
         self,
@@ -74,30 +87,45 @@ class FaceClient:
         context: Context,
         hooks: Hooks = HONEST,
         training: LocalTraining | None = None,
+        number: int = 0,
     ) -> SiteUpdate:
         """Returns one training from the received weights, which the backbone holds afterwards.
+
+        It is DP-SGD where the site's privacy says so and nobody asks for hooks or other settings:
+        an attacker may look like an honest site, and need not.
 
         Args:
             message: The round's message, received by :meth:`receive`.
             context: Where the head is kept; not changed.
             hooks: What an attack changes.
             training: Other settings than the site's own.
+            number: The charge of the site's privacy account, which names the noise.
         """
         server_round = round_of(message)
         head = self._head(context, server_round)
         layout = Layout.of(self.backbone)
         start, buffers = parameters.trainable(self.backbone), parameters.buffers(self.backbone)
-        result = train_locally(
-            self.backbone,
-            head,
-            self.images,
-            self.labels,
-            self.training if training is None else training,
-            stream(self.seed, "local training", server_round, self.client),
-            server_round,
-            self.n_rounds,
-            hooks,
-        )
+        if (
+            self.private is not None
+            and self.private.by_example
+            and hooks == HONEST
+            and not training
+        ):
+            result = self.private.train(
+                self.backbone, head, self.images, self.labels, server_round, number
+            )
+        else:
+            result = train_locally(
+                self.backbone,
+                head,
+                self.images,
+                self.labels,
+                self.training if training is None else training,
+                stream(self.seed, "local training", server_round, self.client),
+                server_round,
+                self.n_rounds,
+                hooks,
+            )
         trained = SiteUpdate(
             layout.flatten(parameters.trainable(self.backbone)) - layout.flatten(start),
             parameters.buffers(self.backbone),
@@ -128,6 +156,8 @@ class FaceClient:
             "num-steps": trained.n_steps,
             "loss": trained.loss,
         }
+        if self.private is not None:
+            metrics |= self.private.metrics(context, round_of(message))
         return reply_with(
             message,
             arrays=to_record(Layout.of(self.backbone).unflatten(trained.update)),
@@ -137,7 +167,15 @@ class FaceClient:
         )
 
     def evaluate(self, message: Message, context: Context) -> Message:
-        """Replies with the global model's loss and accuracy under this site's private head."""
+        """Replies with the global model's loss and accuracy under this site's private head.
+
+        Raises:
+            ValueError: If the site has differential privacy: these figures would have none.
+        """
+        if self.private is not None:
+            raise ValueError(
+                f"client {self.client} needs evaluation.local: false under differential privacy"
+            )
         self.receive(message)
         head = self._head(context, round_of(message) + 1).eval()
         self.backbone.eval()
@@ -178,7 +216,8 @@ class FaceClient:
         """The private head as it was before ``server_round``, on the training device."""
         rng = stream(self.seed, "head", self.client)
         head = self.head.build(self.embedding_size, self.n_identities, rng)
-        if (kept := self.state.load(context, server_round)) is not None:
+        kept = self.state.load(context, server_round, parameters.trainable(head))
+        if kept is not None:
             parameters.load(head, kept)
         return head.to(self.device)
 

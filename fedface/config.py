@@ -49,8 +49,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     else for the text.
 
     Raises:
-        ConfigError: If the file is missing, is no YAML, repeats a key, holds no mapping or names a
-            variable that is not set.
+        ConfigError: If the file is missing, is no YAML, repeats a key, holds no mapping, names a
+            variable that is not set, or nests without end or into more than a million values.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
@@ -60,8 +60,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: needed UTF-8 text, found other bytes") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that is none
         raise ConfigError(f"{path}: needed YAML, found: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: needed settings, found values nested too deep") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: needed a mapping of fields, found {type(content).__name__}")
+    if (n_values := _n_values(content, {})) > _MOST_VALUES:
+        raise ConfigError(
+            f"{path}: needed at most {_MOST_VALUES} values, found aliases that stand for {n_values}"
+        )
     return {str(key): _expanded(value, f"{path}: {key}") for key, value in content.items()}
 
 
@@ -89,6 +95,20 @@ def load_config(path: Path, schema: type[ConfigT]) -> ConfigT:
         ConfigError: One line per problem, each naming the file, the field and the value found.
     """
     return parse_config(read_yaml(path), schema, str(path))
+
+
+_MOST_VALUES = 1_000_000
+
+
+def _n_values(value: Any, known: dict[int, float]) -> float:
+    """How many values ``value`` holds with its aliases written out; infinite if it holds itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = float("inf")  # found again below itself
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_n_values(part, known) for part in parts)
+    return known[id(value)]
 
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from clients.face import FaceClient
 from clients.malicious import MaliciousClient
+from clients.people import Register
 from clients.state import SiteState
+from fedface import parameters
 from fedface.attacks.actors import Actors
 from fedface.attacks.attack import Attack
 from fedface.attacks.backdoor import Backdoor
@@ -19,7 +21,9 @@ from fedface.data.pairs import Pairs
 from fedface.data.split import split_by_identity
 from fedface.data.tensors import to_float
 from fedface.random import numpy_stream, stream
+from fedface.report.export import load_model
 from simulations.people import Cast, Person, set_apart
+from simulations.private import check_privacy, site_account
 from simulations.schema import RunConfig
 
 
@@ -97,10 +101,11 @@ def check_fit(config: RunConfig, data: RunData) -> None:
     """Checks that model, trigger and protocol can be used on the faces of the run.
 
     Raises:
-        ValueError: If the backbone cannot read the images, the trigger does not fit on them, or
-            no test person has two images to be recognised by.
+        ValueError: If the backbone cannot read the images, the trigger does not fit on them, the
+            promised privacy cannot be kept, or no test person has two images to be recognised by.
     """
-    build_backbone(config, data.train.images.shape[1])
+    backbone = build_backbone(config, data.train.images.shape[1])
+    check_privacy(config, backbone, [data.train.identities[part] for part in data.parts])
     if isinstance(config.attack, Backdoor):
         config.attack.trigger(to_float(data.test.images[:1]))
     counts = np.bincount(data.test.identities)
@@ -141,9 +146,19 @@ def build_backbone(config: RunConfig, image_size: int) -> nn.Module:
     """Returns the backbone with the weights that every run of this seed starts from.
 
     Raises:
-        ValueError: If the backbone cannot read images of this size.
+        ValueError: If the backbone cannot read images of this size, or is another one than that of
+            ``model.start``.
     """
-    return config.model.backbone.build(image_size, stream(config.seed, "backbone"))
+    backbone = config.model.backbone.build(image_size, stream(config.seed, "backbone"))
+    if config.model.start is not None:
+        tensors, own = load_model(config.model.start).state_dict(), backbone.state_dict()
+        if {n: v.shape for n, v in tensors.items()} != {n: v.shape for n, v in own.items()}:
+            raise ValueError(
+                f"model.start {config.model.start}: needed the backbone of model.backbone for "
+                f"images of {image_size} pixels, found another"
+            )
+        parameters.load(backbone, tensors)
+    return backbone
 
 
 def malicious_clients(config: RunConfig) -> tuple[int, ...]:
@@ -175,7 +190,9 @@ def build_client(
     """
     if not 0 <= client < len(data.parts):
         raise ValueError(f"client needs to be in 0..{len(data.parts) - 1}, got {client}")
-    part = data.parts[client]
+    secret = numpy_stream(config.seed, "people key", client).bytes(32)
+    register = Register(site_folder(config, client), secret)
+    part = remaining_part(data.train, data.parts[client], register)
     people, labels = np.unique(data.train.identities[part], return_inverse=True)
     face_client = FaceClient(
         client=client,
@@ -188,8 +205,14 @@ def build_client(
         training=config.training,
         n_rounds=config.federation.n_rounds,
         seed=config.seed,
-        state=SiteState(site_folder(config, client)),
+        state=SiteState(
+            site_folder(config, client),
+            register.pseudonyms([data.train.names[person] for person in people]),
+            register,
+            config.name,
+        ),
         device=device,
+        private=site_account(config, client, site_folder(config, client)),
     )
     malicious = malicious_clients(config)
     if config.attack is None or client not in malicious:
@@ -202,6 +225,20 @@ def build_client(
         n_clients=config.federation.n_clients,
         n_malicious=len(malicious),
     )
+
+
+def remaining_part(faces: Faces, part: NDArray[np.int64], register: Register) -> NDArray[np.int64]:
+    """Returns the images in ``part`` of people who have not withdrawn from the site.
+
+    Raises:
+        ValueError: If everybody has.
+    """
+    people = np.unique(faces.identities[part])
+    inside = register.remaining([faces.names[person] for person in people])
+    left = part[np.isin(faces.identities[part], people[inside])]
+    if len(part) and not len(left):
+        raise ValueError(f"{register.folder}: needed a person who has not withdrawn, found none")
+    return left
 
 
 def site_folder(config: RunConfig, client: int) -> Path:

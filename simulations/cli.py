@@ -10,12 +10,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from simulations import cli_deploy, cli_site
+
 app = typer.Typer(
     help="Federated face recognition that survives poisoned sites.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+cli_deploy.add_to(app)
+cli_site.add_to(cli_deploy.site, cli_deploy.server)
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file that describes the whole run.")]
 Resume = Annotated[
@@ -34,16 +39,21 @@ def run_command(
     """Run a configuration, with all its variants and seeds, and print the result table."""
     if resume and replace:
         _fail("--resume and --replace exclude each other", code=2)
-    from fedface.config import ConfigError
+    from fedface.config import ConfigError, read_yaml
     from fedface.report.run_folder import RunFolderError
     from simulations.engine.workers import EngineFailed
     from simulations.execution import run
     from simulations.schema import load_run
     from simulations.server import RunFailed
+    from simulations.vertical_execution import run_vertical
+    from simulations.vertical_schema import is_vertical, load_vertical
     from strategies.cohorts import TooFewClients
 
     try:
-        run(load_run(config, output), Console(), resume, replace)
+        if is_vertical(read_yaml(config)):
+            run_vertical(load_vertical(config, output), Console(), resume, replace)
+        else:
+            run(load_run(config, output), Console(), resume, replace)
     except (ConfigError, RunFolderError) as error:
         _fail(str(error), code=2)
     except (RunFailed, TooFewClients, EngineFailed, ValueError, OSError) as error:
@@ -86,10 +96,13 @@ def check_command(config: ConfigPath) -> None:
     from fedface.config import ConfigError, read_yaml
     from simulations.grid import cells, is_grid, load_grid
     from simulations.schema import load_run, variants
+    from simulations.vertical_schema import is_vertical, load_vertical, vertical_variants
 
     runs: Sequence[object]
     try:
-        if is_grid(read_yaml(config)):
+        if is_vertical(content := read_yaml(config)):
+            runs = vertical_variants(load_vertical(config), str(config))
+        elif is_grid(content):
             runs = cells(load_grid(config), str(config))
         else:
             runs = variants(load_run(config), str(config))
@@ -105,7 +118,11 @@ def table_command(
     """Print the result table of finished runs as Markdown."""
     from fedface.report.run_folder import RunFolder
     from fedface.report.tables import comparison_table
+    from simulations.vertical_execution import is_vertical_folder, table_of
 
+    if is_vertical_folder(folder):
+        typer.echo(table_of(folder).markdown(), nl=False)
+        return
     results: dict[str, list[dict[str, object]]] = {}
     for path in sorted(folder.rglob("result.json")):
         result = RunFolder(path.parent).result()
@@ -125,9 +142,13 @@ def report_command(
     from fedface.report.completion import complete
     from fedface.report.run_folder import RunFolderError
     from simulations.comparison import GRID, remake
+    from simulations.vertical_execution import is_vertical_folder, remake_vertical
 
     try:
-        written = remake(folder) if (folder / GRID).is_file() else complete(folder)
+        if is_vertical_folder(folder):
+            written = remake_vertical(folder)
+        else:
+            written = remake(folder) if (folder / GRID).is_file() else complete(folder)
     except (ConfigError, RunFolderError, OSError) as error:
         _fail(str(error), code=2)
     for path in written:

@@ -61,6 +61,10 @@ class Display:
         if reply.has_error():
             self.console.print(f"  client {client} failed in round {self._round}", markup=False)
 
+    def note(self, text: str) -> None:
+        """Prints a line of its own."""
+        self.console.print(f"{self.title}: {text}", markup=False, highlight=False, soft_wrap=True)
+
     def round_ends(self, event: dict[str, Any], evaluation: dict[str, Any] | None) -> None:
         """Prints the round's line."""
         self._seconds.append(monotonic() - self._started)
@@ -114,6 +118,16 @@ def _facts(event: dict[str, Any], evaluation: dict[str, Any] | None) -> list[str
             facts.append(f"TAR@{best['alpha']:g} {best['tar']:.3f}")
         backdoor = (evaluation["backdoor"] or {"recalibrated": []})["recalibrated"]
         facts += [f"ASR@{point['alpha']:g} {point['asr']:.3f}" for point in backdoor[:1]]
+    if (privacy := event.get("privacy")) is not None:
+        facts.append(_spent(privacy))
     if event["pruned"]:
         facts.append("pruned " + ",".join(map(str, event["pruned"])))
     return facts
+
+
+def _spent(privacy: dict[str, Any]) -> str:
+    """Epsilon spent and left, with its unit."""
+    if privacy["epsilon"] is None:
+        return f"epsilon infinite ({privacy['unit']}: no noise)"
+    left = "" if privacy["left"] is None else f", {privacy['left']:.3g} left"
+    return f"epsilon {privacy['epsilon']:.3g} ({privacy['unit']}{left})"

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedface import parameters
@@ -107,11 +106,10 @@ class Reference:
         """Returns the clean model that ``evaluation`` measured, as a copy of the module ``like``.
 
         Raises:
-            ValueError: If the model does not fit.
+            ValueError: If the model is damaged or does not fit.
         """
-        file = self.folder.path / "checkpoints" / f"round-{evaluation['round']:06d}.safetensors"
         copy = deepcopy(like)
-        parameters.load(copy, load_file(file))
+        parameters.load(copy, self.folder.model(evaluation["round"]))
         return copy
 
 

@@ -1,14 +1,14 @@
 """Runs a configuration with all its variants and seeds, and writes down what came out."""
 
 import shutil
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from fedface.config import ConfigError
+from fedface.config import ConfigError, parse_config
 from fedface.report.completion import complete_if_needed, complete_run
 from fedface.report.html import write_report
 from fedface.report.run_folder import RunFolder, RunFolderError, write_atomically
@@ -30,11 +30,15 @@ def run(config: RunConfig, console: Console, resume: bool = False, replace: bool
 
     Raises:
         ConfigError: If the configuration cannot be run on its data.
-        RunFolderError: If a run folder is in the way or belongs to another configuration.
+        RunFolderError: If a run folder is in the way, is at work, is damaged or belongs to another
+            configuration.
         RunFailed: If the run could not go on, or workers died more often than the engine restarts.
     """
     top = RunFolder(config.folder)
     if replace and top.exists():
+        with ExitStack() as held:
+            for part in top.parts():
+                held.enter_context(part.alone())
         shutil.rmtree(top.path)
     if config.compare is not None:
         _prepare(top, config, resume)
@@ -75,13 +79,14 @@ def run_single(
         check_fit(config, data)
     except (ValueError, OSError) as error:
         raise ConfigError(f"data: {error}") from error
-    _prepare(folder, config, resume)
-    for skip in data.skipped:
-        console.print(f"  skipped {skip.what}: {skip.why}", markup=False, highlight=False)
-    _federate(config, data, folder, console, f"{title} seed {config.seed}")
-    result = summarise(config, folder) | _who_took_part(config, data)
-    folder.write_result(result)
-    complete_run(folder.path)
+    with folder.alone():
+        _prepare(folder, config, resume)
+        for skip in data.skipped:
+            console.print(f"  skipped {skip.what}: {skip.why}", markup=False, highlight=False)
+        _federate(config, data, folder, console, f"{title} seed {config.seed}")
+        result = summarise(config, folder) | _who_took_part(config, data)
+        folder.write_result(result)
+        complete_run(folder.path)
     return result
 
 
@@ -148,12 +153,23 @@ def _prepare(folder: RunFolder, config: RunConfig, resume: bool) -> None:
 
 def _require_same(folder: RunFolder, config: RunConfig) -> None:
     """Refuses to mix two configurations in one folder."""
-    old, new = folder.config, config.to_yaml_dict()
+    old, new = _with_defaults(folder.config), config.to_yaml_dict()
     if differing := sorted(k for k in {*old, *new} if old.get(k) != new.get(k)):
         raise RunFolderError(
             f"{folder.path}: --resume needs the configuration that the run was started with, "
             f"found other values in: {', '.join(differing)}"
         )
+
+
+def _with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier fedface recorded, with those that it did not know at their defaults.
+
+    A new setting's default is what was done before there was a setting.
+    """
+    try:
+        return parse_config(recorded, RunConfig, "recorded").to_yaml_dict()
+    except ConfigError:
+        return recorded
 
 
 def _show(console: Console, table: Table, config: RunConfig) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from fedface.evaluation.detection import detection_report
 from fedface.report.run_folder import RunFolder
+from simulations.private import describe_privacy
 from simulations.schema import RunConfig
 
 
@@ -25,6 +26,7 @@ def summarise(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
         "n_dropped_replies": sum(len(event["rejected"]) for event in rounds),
         "evaluation": evaluations[-1] if evaluations else None,
         "detection": detection(rounds, config.federation.n_clients),
+        **({} if config.privacy is None else {"privacy": describe_privacy(config, rounds)}),
     }
 
 

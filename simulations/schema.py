@@ -23,8 +23,11 @@ from fedface.data.partition import AnyPartition
 from fedface.data.partition.by_identity import ByIdentity
 from fedface.data.split import SplitByIdentity
 from fedface.heads import AnyHead
+from fedface.privacy.units import AnyPrivacy, SitePrivacy, SubjectPrivacy
 from fedface.training.local import LocalTraining
+from simulations.deploy.plan import Deployment
 from simulations.engine import AnyEngine, FlowerEngine
+from simulations.policies import SitePolicies
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -48,6 +51,9 @@ class ModelConfig(Config):
     compile: bool = False
     """Whether sites compile the backbone (torch.compile). It takes a minute when a worker starts,
     and on a CPU a C++ compiler; it pays in long runs. The last bits of the results differ."""
+    start: Path | None = None
+    """Folder of a complete run whose exported model the backbone starts from, such as one trained
+    on rendered faces; null starts from random weights."""
 
 
 class FederationConfig(Config):
@@ -62,7 +68,12 @@ class FederationConfig(Config):
     max_failed_rounds: PositiveInt = 3
     """After this many such rounds in a row the run stops as failed."""
     timeout: PositiveFloat = 3600.0
-    """Seconds that a round waits for replies."""
+    """Seconds that a round waits for replies: its deadline."""
+    min_clients: PositiveInt | None = None
+    """Sites that must be connected when the run starts; null needs all. Later rounds go on with
+    whoever is there."""
+    join_timeout: PositiveFloat = 120.0
+    """Seconds that the start waits for all sites, and a later round for min_valid_replies."""
     limits: ReplyLimits = ReplyLimits()
 
     @model_validator(mode="after")
@@ -70,6 +81,8 @@ class FederationConfig(Config):
         cohort = self.clients_per_round or self.n_clients
         if cohort > self.n_clients:
             raise ValueError(f"clients_per_round needs <= n_clients={self.n_clients}, got {cohort}")
+        if self.min_clients is not None and self.min_clients > self.n_clients:
+            raise ValueError(f"min_clients needs <= {self.n_clients}, got {self.min_clients}")
         if self.min_valid_replies > cohort:
             raise ValueError(
                 f"min_valid_replies needs <= {cohort} clients a round, got {self.min_valid_replies}"
@@ -126,6 +139,65 @@ class RunConfig(Config):
     engine: AnyEngine = FlowerEngine()
     output: Path = Path("runs")
     compare: CompareConfig | None = None
+    privacy: AnyPrivacy | None = None
+    """Differential privacy of the training; null promises nothing."""
+    policy: SitePolicies | None = None
+    """What may leave the simulated sites; null checks nothing. Real sites have a file instead."""
+    deployment: Deployment | None = None
+    """Who takes part where the run is submitted to real sites; a simulation does not look at it."""
+
+    @model_validator(mode="after")
+    def _as_many_sites_as_clients(self) -> Self:
+        n_clients = self.federation.n_clients
+        if self.deployment is not None and len(self.deployment.sites) != n_clients:
+            raise ValueError(
+                f"deployment.sites needs federation.n_clients={n_clients} names, "
+                f"got {len(self.deployment.sites)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _policies_of_sites_that_are(self) -> Self:
+        sites, n_clients = (
+            () if self.policy is None else self.policy.sites,
+            self.federation.n_clients,
+        )
+        if unknown := sorted(site for site in sites if site >= n_clients):
+            raise ValueError(f"policy.sites needs ids below n_clients={n_clients}, got {unknown}")
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_can_be_kept(self) -> Self:
+        privacy = self.privacy
+        if privacy is None:
+            return self
+        if self.evaluation.local:
+            raise ValueError(
+                "privacy needs evaluation.local: false (figures on private people leave without "
+                "noise), got true"
+            )
+        if isinstance(privacy, SitePrivacy):
+            mean = isinstance(self.aggregator, Mean) and self.aggregator.weighting == "uniform"
+            if privacy.noise_at == "server" and not mean:
+                raise ValueError(
+                    "privacy.noise_at: server needs aggregator {name: mean, weighting: uniform}, "
+                    f"got {self.aggregator.name} (noise_at: site goes with every aggregator)"
+                )
+            return self
+        if self.model.compile:
+            raise ValueError(f"privacy of the unit {privacy.unit} needs model.compile: false")
+        if self.training.max_gradient_norm is not None:
+            raise ValueError(
+                f"privacy of the unit {privacy.unit} needs training.max_gradient_norm: null "
+                f"(privacy.clip bounds each unit), got {self.training.max_gradient_norm}"
+            )
+        most = privacy.images_per_subject if isinstance(privacy, SubjectPrivacy) else 1
+        if most > self.training.batch_size:
+            raise ValueError(
+                "privacy.images_per_subject needs to be <= training.batch_size="
+                f"{self.training.batch_size}, got {most}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _attack_takes_place(self) -> Self:

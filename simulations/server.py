@@ -1,5 +1,6 @@
 """The server's loop: rounds, evaluation, records and checkpoints; it can start in the middle."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from math import isfinite, isnan
 from sys import float_info
@@ -7,18 +8,20 @@ from time import monotonic
 from typing import Any
 
 import torch
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fedface import parameters
 from fedface.aggregation.global_model import GlobalModel
+from fedface.aggregation.screening import shortened
 from fedface.parameters import Layout
 from fedface.report.run_folder import Checkpoint, RunFolder
 from simulations.build import RunData, build_backbone, malicious_clients
 from simulations.coalition import Colluders, split_state
 from simulations.display import Display
 from simulations.evaluation import Reference, evaluate_global
+from simulations.private import PrivacyWatch, server_rule
 from simulations.scalars import TensorBoard
 from simulations.schema import RunConfig
 from strategies.cohorts import exchange
@@ -49,7 +52,9 @@ class Server:
         """Builds the first global model, or takes up the last checkpoint of ``folder``.
 
         Raises:
-            ValueError: If the checkpoint does not fit the model or the backbone the images.
+            ValueError: If the checkpoint is damaged, does not fit the model, or the backbone does
+                not fit the images.
+            OSError: If the folder cannot be written.
         """
         self.config = config
         self.data = data
@@ -61,8 +66,9 @@ class Server:
         self.backbone: nn.Module = build_backbone(config, data.train.images.shape[1]).to(device)
         self.layout = Layout.of(self.backbone)
         federation = config.federation
+        self.privacy = PrivacyWatch(config, self.malicious)
         self.strategy = RobustStrategy(
-            config.aggregator,
+            server_rule(config),
             self.layout,
             parameters.buffers(self.backbone),
             seed=config.seed,
@@ -71,6 +77,8 @@ class Server:
             min_valid_replies=federation.min_valid_replies,
             limits=federation.limits,
             timeout=federation.timeout,
+            min_clients=federation.min_clients,
+            join_timeout=federation.join_timeout,
             model=GlobalModel(
                 self.layout.flatten(parameters.trainable(self.backbone)),
                 self.layout,
@@ -106,15 +114,18 @@ class Server:
         with TensorBoard(self.folder.path / "tensorboard", self.completed) as board:
             for server_round in range(self.completed + 1, config.federation.n_rounds + 1):
                 started = monotonic()
+                if (why := self.privacy.before()) is not None:
+                    self._stop(server_round, why)
+                    return
                 self.display.round_starts(server_round)
                 self.weights, record = self.strategy.train_round(
-                    server_round, self.weights, grid, self.display.reply, self.adversary
+                    server_round, self.weights, grid, self._reply, self.adversary
                 )
-                if any(config.engine.lost_worker(why) for why in record.rejected.values()):
-                    raise WorkerLost(
-                        f"a worker's process was killed in round {server_round}; replies dropped: "
-                        f"{_some(record.rejected)}"
-                    )
+                self._require_workers(server_round, record.rejected)
+                if (why := self.privacy.exhausted(record)) is not None:
+                    self._stop(server_round, why)
+                    return
+                self.privacy.after(record)
                 event = self._round_event(record, monotonic() - started)
                 if config.evaluation.local:
                     event["local"] = self._evaluate_locally(server_round, grid)
@@ -131,6 +142,33 @@ class Server:
                         f"{failed} rounds in a row kept the global model, the last because: "
                         f"{record.kept_global}; replies dropped: {_some(record.rejected)}"
                     )
+
+    def _reply(self, client: int, reply: Message) -> None:
+        """Takes note of a reply as it arrives."""
+        self.privacy.heard(client, reply)
+        self.display.reply(client, reply)
+
+    def _stop(self, server_round: int, why: str) -> None:
+        """Ends the run before ``server_round``: the model of the round before is its result.
+
+        Raises:
+            RunFailed: If there was no round before.
+        """
+        if server_round == 1:
+            raise RunFailed(f"no round could be trained: {why}")
+        self.folder.append({"event": "stopped", "round": server_round, "why": why})
+        measured = [event["round"] for event in self.folder.events("evaluation")]
+        if server_round - 1 not in measured:
+            self._evaluate(server_round - 1, due=True)
+        self.display.note(f"stopped before round {server_round}: {why}")
+
+    def _require_workers(self, server_round: int, failures: Mapping[int, str]) -> None:
+        """Stops when a client failed because its worker is gone: nothing of the round is kept."""
+        if any(self.config.engine.lost_worker(why) for why in failures.values()):
+            raise WorkerLost(
+                f"a worker's process was killed in round {server_round}; replies dropped: "
+                f"{_some(failures)}"
+            )
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
         """Continues from ``checkpoint``."""
@@ -157,9 +195,9 @@ class Server:
         remembered = {} if self.adversary is None else self.adversary.saved()
         return Checkpoint(server_round, model, {**self.strategy.state, **remembered})
 
-    def _evaluate(self, server_round: int) -> dict[str, Any] | None:
+    def _evaluate(self, server_round: int, due: bool = False) -> dict[str, Any] | None:
         """Measures the global model when it is due; a model that cannot be measured is a fact."""
-        last = server_round == self.config.federation.n_rounds
+        last = due or server_round == self.config.federation.n_rounds
         if not last and server_round % self.config.evaluation.every:
             return None
         parameters.load(self.backbone, {**self.weights, **self.strategy.buffers})
@@ -184,15 +222,20 @@ class Server:
         messages = self.strategy.configure_evaluate(
             server_round, to_record(self.weights), ConfigRecord(), grid
         )
-        replies = exchange(grid, dict(enumerate(messages)), self.config.federation.timeout)
+        by_client = dict(zip(self.strategy.asked, messages, strict=True))
+        replies = exchange(grid, by_client, self.config.federation.timeout)
+        failed = {c: str(r.error.reason) for c, r in replies.items() if r.has_error()}
+        self._require_workers(server_round, failed)
         # In the sites' order, not that of arrival: the sums must come out the same.
-        ordered = [replies[number] for number in sorted(replies)]
+        ordered = [replies[client] for client in sorted(replies)]
         metrics = self.strategy.aggregate_evaluate(server_round, ordered)
         values = {k: float(str(v)) for k, v in (metrics or {}).items()}
         return values if values and all(map(isfinite, values.values())) else None
 
     def _round_event(self, record: RoundRecord, seconds: float) -> dict[str, Any]:
         """The facts of a round, with who was malicious (known to the simulation alone)."""
+        facts = self.privacy.facts()
+        private = {} if facts is None else {"privacy": facts, "loss": None}
         return {
             "event": "round",
             "round": record.server_round,
@@ -213,6 +256,7 @@ class Server:
             "pruned": list(record.pruned),
             "rejected": {str(client): why for client, why in record.rejected.items()},
             "kept_global": record.kept_global,
+            **private,  # where there is privacy, sites say no loss
         }
 
     def _attacked(self, server_round: int) -> bool:
@@ -228,7 +272,9 @@ def _plain(score: float | None) -> float | None:
     return max(-float_info.max, min(score, float_info.max))
 
 
-def _some(rejected: dict[int, str], limit: int = 3) -> str:
-    shown = [f"client {client}: {why}" for client, why in list(rejected.items())[:limit]]
+def _some(rejected: Mapping[int, str], limit: int = 3) -> str:
+    shown = [
+        f"client {client}: {shortened(why, 300)}" for client, why in list(rejected.items())[:limit]
+    ]
     more = len(rejected) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more else "") or "none"

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
+from secrets import token_hex
 
 import numpy as np
 import torch
@@ -29,6 +31,53 @@ _NPY_HEADER = re.compile(
     rb"\{'descr': '([<>|=][biufc]\d{1,2})', 'fortran_order': (True|False), "
     rb"'shape': \((|\d{1,15}(?:, \d{1,15}){0,31},?)\), \} *\n"
 )
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """Binds replies to the messages of one exchange, so that no older reply passes for one.
+
+    It travels as the message's group id, which Flower copies into the reply and a site's gate
+    compares. The number is drawn anew for every exchange: when a resumed run repeats a round, what
+    comes in for the earlier attempt is refused too. It shows which *message* a reply belongs to; a
+    site that sends last round's numbers in this round's reply cannot be told from one that computed
+    them, and is the aggregator's matter.
+
+    Attributes:
+        server_round: The round of the messages.
+        number: Drawn for this exchange alone, in hexadecimal digits; no result depends on it.
+    """
+
+    server_round: int
+    number: str
+
+    @classmethod
+    def of_round(cls, server_round: int) -> "Ticket":
+        """Returns a new ticket."""
+        return cls(server_round, token_hex(8))
+
+    @property
+    def group_id(self) -> str:
+        """The group id of the messages and of their replies."""
+        return f"{self.server_round}.{self.number}"
+
+    def fits(self, reply: Message) -> bool:
+        """Returns whether ``reply`` answers a message with this ticket."""
+        return bool(reply.metadata.group_id == self.group_id)
+
+    def require(self, reply: Message) -> None:
+        """Refuses a reply to any other message.
+
+        Raises:
+            InvalidReply: If its group id is not this ticket's.
+        """
+        if not self.fits(reply):
+            found = str(reply.metadata.group_id)
+            of_round = shortened(found.partition(".")[0], 20) or "none"
+            raise InvalidReply(
+                f"reply needs to answer this message of round {self.server_round}, got one to an "
+                f"earlier message (round {of_round}): a replay"
+            )
 
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
@@ -90,16 +139,27 @@ def to_update(
     layout: Layout,
     buffers: Mapping[str, Tensor],
     limits: ReplyLimits,
+    ticket: Ticket | None = None,
 ) -> ClientUpdate:
     """Returns a reply's content as a screened ClientUpdate.
 
+    Args:
+        client: Whose reply it is.
+        reply: The reply.
+        layout: The names and shapes of an update.
+        buffers: The global model's buffers.
+        limits: What a client may claim.
+        ticket: Which exchange the reply has to belong to; None for any.
+
     Raises:
-        InvalidReply: If the client failed or its reply is malformed.
+        InvalidReply: If the client failed, or its reply is malformed or answers another message.
     """
     if reply.has_error():
         raise InvalidReply(f"client failed: {shortened(str(reply.error.reason), 300)}")
     if not reply.has_content():
         raise InvalidReply("reply needs content, got none")
+    if ticket is not None:
+        ticket.require(reply)
     content = reply.content
     metrics = content.get(METRICS)
     if not isinstance(metrics, MetricRecord):

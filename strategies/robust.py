@@ -14,19 +14,21 @@ from torch import Tensor
 
 from fedface.aggregation.cohort import Aggregation, Aggregator, State
 from fedface.aggregation.global_model import GlobalModel
-from fedface.aggregation.screening import ClientUpdate, InvalidReply, ReplyLimits
+from fedface.aggregation.screening import ClientUpdate, InvalidReply, ReplyLimits, all_finite
 from fedface.parameters import Layout
-from strategies.cohorts import exchange, roll_call, sample_cohort
+from strategies.cohorts import exchange, sample_cohort
 from strategies.records import (
     ARRAYS,
     BUFFERS,
     CONFIG,
     METRICS,
+    Ticket,
     to_cohort,
     to_record,
     to_tensors,
     to_update,
 )
+from strategies.roster import Roster
 from strategies.rounds import RoundRecord, client_records
 
 
@@ -46,7 +48,8 @@ class RobustStrategy(Strategy):
     """Samples cohorts by partition id, screens replies and applies one aggregator.
 
     The global model is ``weights`` (trainable parameters) and ``buffers`` (batch statistics,
-    averaged apart over the trusted clients; integer counters take the largest value).
+    averaged apart over the trusted clients; integer counters take the largest value). ``asked``
+    holds client -> node of those that got the last messages.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class RobustStrategy(Strategy):
         min_valid_replies: int = 2,
         limits: ReplyLimits | None = None,
         timeout: float = 3600.0,
+        min_clients: int | None = None,
+        join_timeout: float = 120.0,
         model: GlobalModel | None = None,
         n_threads: int = 1,
     ) -> None:
@@ -76,6 +81,10 @@ class RobustStrategy(Strategy):
             min_valid_replies: Below this many valid replies the global model is kept.
             limits: What a client may claim.
             timeout: Seconds to wait for a round's replies.
+            min_clients: Clients that must be connected when the run starts, None for all. Later
+                rounds go on with whoever is there.
+            join_timeout: Seconds to wait for all clients at the start, and in a later round for
+                ``min_valid_replies`` of them.
             model: What rules that look beyond the updates may use; its weights and buffers are
                 replaced by those of the round.
             n_threads: Threads that the aggregator may use while the clients rest.
@@ -93,9 +102,14 @@ class RobustStrategy(Strategy):
         self.limits = limits or ReplyLimits()
         self.timeout = timeout
         self.last_round: RoundRecord | None = None
+        self.min_clients = n_clients if min_clients is None else min_clients
+        self.join_timeout = join_timeout
         self._weights: ArrayRecord | None = None
-        self._roster: dict[int, int] = {}
+        self._roster: Roster | None = None
         self._cohort: tuple[int, ...] = ()
+        self.asked: dict[int, int] = {}
+        self._absent: dict[int, str] = {}
+        self._ticket: Ticket | None = None
 
     def train_round(
         self,
@@ -107,8 +121,8 @@ class RobustStrategy(Strategy):
     ) -> tuple[dict[str, Tensor], RoundRecord]:
         """Runs one whole training round; returns the new weights and what happened."""
         messages = self.configure_train(server_round, to_record(weights), ConfigRecord(), grid)
-        by_client = dict(zip(self._cohort, messages, strict=True))
-        if adversary is not None:
+        by_client = dict(zip(self.asked, messages, strict=True))
+        if adversary is not None and by_client:
             by_client = adversary.brief(server_round, by_client)
         replies = exchange(grid, by_client, self.timeout, on_reply)
         if adversary is not None:
@@ -123,18 +137,35 @@ class RobustStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Returns one train message for each client of this round's cohort."""
-        if not self._roster:
-            self._roster = roll_call(grid, self.n_clients)
+        """Returns one train message for each client of this round's cohort that is connected.
+
+        The cohort is drawn from all clients, connected or not: it depends on seed and round alone.
+
+        Raises:
+            TooFewClients: If fewer than ``min_clients`` are connected when the run starts.
+        """
+        roster = self._present(grid)
         self._weights = arrays
-        self._cohort = sample_cohort(tuple(self._roster), self.n_sampled, self.seed, server_round)
-        return self._messages(self._cohort, server_round, arrays, config, MessageType.TRAIN)
+        self._cohort = sample_cohort(range(self.n_clients), self.n_sampled, self.seed, server_round)
+        self.asked = {c: roster.nodes[c] for c in self._cohort if c in roster.nodes}
+        self._absent = {c: roster.why_absent(c) for c in self._cohort if c not in roster.nodes}
+        return self._messages(server_round, arrays, config, MessageType.TRAIN)
+
+    def _present(self, grid: Grid) -> Roster:
+        """Who is connected: at first asked for, later looked at."""
+        if self._roster is None:
+            roster = Roster(self.n_clients)
+            roster.call(grid, self.min_clients, self.join_timeout)
+            self._roster = roster
+        else:
+            self._roster.refresh(grid, self.min_valid_replies, self.join_timeout)
+        return self._roster
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screens and aggregates; ``(None, ...)`` keeps the global model."""
-        clients = {self._roster[client]: client for client in self._cohort}
+        clients = {node: client for client, node in self.asked.items()}
         known = {
             clients[reply.metadata.src_node_id]: reply
             for reply in replies
@@ -151,8 +182,8 @@ class RobustStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Returns one evaluate message for each client of the last cohort."""
-        return self._messages(self._cohort, server_round, arrays, config, MessageType.EVALUATE)
+        """Returns one evaluate message for each client that was asked in this round."""
+        return self._messages(server_round, arrays, config, MessageType.EVALUATE)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -161,7 +192,8 @@ class RobustStrategy(Strategy):
         totals = [0.0, 0.0, 0.0]
         for reply in replies:
             metrics = reply.content.get(METRICS) if reply.has_content() else None
-            if not isinstance(metrics, MetricRecord):
+            stale = self._ticket is not None and not self._ticket.fits(reply)
+            if stale or not isinstance(metrics, MetricRecord):
                 continue
             n, loss, accuracy = (metrics.get(k) for k in ("num-examples", "loss", "accuracy"))
             if (
@@ -177,6 +209,14 @@ class RobustStrategy(Strategy):
             return None
         return MetricRecord({"loss": totals[1] / totals[0], "accuracy": totals[2] / totals[0]})
 
+    def screened(self, client: int, reply: Message) -> ClientUpdate:
+        """Returns a reply to this round's message as a screened update.
+
+        Raises:
+            InvalidReply: If it is malformed or answers another message.
+        """
+        return to_update(client, reply, self.layout, self.buffers, self.limits, self._ticket)
+
     def summary(self) -> None:
         """Nothing is logged here: the run folder holds the resolved configuration."""
 
@@ -188,23 +228,23 @@ class RobustStrategy(Strategy):
 
     def _messages(
         self,
-        cohort: Iterable[int],
         server_round: int,
         arrays: ArrayRecord,
         config: ConfigRecord,
         message_type: str,
     ) -> list[Message]:
-        """One message per client; the records are shared, not copied."""
+        """One message per client, all with a new ticket; the records are shared, not copied."""
+        self._ticket = ticket = Ticket.of_round(server_round)
         settings = ConfigRecord({**config, "server-round": server_round})
         buffers = to_record(self.buffers)
         return [
             Message(
                 RecordDict({ARRAYS: arrays, BUFFERS: buffers, CONFIG: settings}),
-                self._roster[client],
+                node,
                 message_type,
-                group_id=str(server_round),
+                group_id=ticket.group_id,
             )
-            for client in cohort
+            for node in self.asked.values()
         ]
 
     def _step(
@@ -212,10 +252,11 @@ class RobustStrategy(Strategy):
     ) -> tuple[Aggregation | None, RoundRecord]:
         """Screens the replies and applies the aggregator to what is valid."""
         updates: list[ClientUpdate] = []
-        rejected = {c: "no reply in time" for c in self._cohort if c not in replies}
+        silent = (client for client in self._cohort if client not in replies)
+        rejected = {client: self._absent.get(client, "no reply in time") for client in silent}
         for client, reply in sorted(replies.items()):
             try:
-                updates.append(to_update(client, reply, self.layout, self.buffers, self.limits))
+                updates.append(self.screened(client, reply))
             except InvalidReply as error:
                 rejected[client] = str(error)
         rejected = dict(sorted(rejected.items()))
@@ -227,9 +268,9 @@ class RobustStrategy(Strategy):
         try:
             with threads(self.n_threads):
                 aggregation, state = self.aggregator(cohort, self.state)
-        except ValueError as error:
+        except (ValueError, ArithmeticError, RuntimeError) as error:
             return None, RoundRecord(server_round, (), rejected, f"aggregator refused: {error}")
-        if not torch.isfinite(aggregation.update).all():
+        if not all_finite(aggregation.update):
             why = "aggregated update is not finite"
             return None, RoundRecord(server_round, (), rejected, why)
         self.state = state

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from fedface.data.cuhk import CuhkFaces
 from fedface.data.faces import Faces, Skip
 from fedface.data.folder import FolderFaces
 from fedface.data.insightface import InsightFaceBin, InsightFaceRecord
@@ -13,7 +14,7 @@ from fedface.data.pairs import Pairs
 from fedface.data.renderer import RenderedFaces
 
 AnyFaces = Annotated[
-    RenderedFaces | FolderFaces | LfwFaces | OlivettiFaces | InsightFaceRecord,
+    RenderedFaces | FolderFaces | LfwFaces | OlivettiFaces | InsightFaceRecord | CuhkFaces,
     Field(discriminator="name"),
 ]
 """Every set of faces a YAML file can name."""
@@ -24,6 +25,7 @@ AnyPairs = Annotated[LfwPairs | InsightFaceBin, Field(discriminator="name")]
 __all__ = [
     "AnyFaces",
     "AnyPairs",
+    "CuhkFaces",
     "Faces",
     "FolderFaces",
     "InsightFaceBin",

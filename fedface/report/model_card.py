@@ -10,7 +10,7 @@ from typing import Any
 from fedface.report.html import main_packages, plain, template
 from fedface.report.recorded import RecordedRun, backdoor_points, operating_points, read_run
 from fedface.report.run_folder import RunFolderError, write_atomically
-from fedface.report.sentences import percent, summary
+from fedface.report.sentences import percent, privacy, summary
 
 NAME = "model_card.md"
 
@@ -72,6 +72,8 @@ def _context(run: RecordedRun) -> dict[str, Any]:
         "attack": None if result["attack"] is None else _settings(config["attack"]),
         "malicious": run.malicious,
         "summary": summary([run]),
+        "private": result.get("privacy"),
+        "privacy": privacy(result.get("privacy")),
         "final": final,
         "failed": plain((result["evaluation"] or {}).get("failed", "no evaluation was recorded")),
         "points": [point for _, point in sorted(operating_points(final).items())],

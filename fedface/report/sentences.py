@@ -57,8 +57,37 @@ def summary(runs: Sequence[RecordedRun]) -> str:
     Both rates are those at the largest false accept rate measured, which has the most data
     behind it; over several seeds they are means.
     """
-    parts = [_who_attacked(runs), _accuracy(runs), _attack_success(runs), _exclusion(runs)]
+    parts = [
+        _who_attacked(runs),
+        _accuracy(runs),
+        _attack_success(runs),
+        _exclusion(runs),
+        privacy(runs[0].result.get("privacy")),
+    ]
     return " ".join(part for part in parts if part)
+
+
+def privacy(found: Record | None) -> str:
+    """Returns what a run's ``privacy`` result promises, in two sentences; "" without any."""
+    if found is None:
+        return ""
+    unit = found["unit"]
+    if found["epsilon"] is None:
+        return f"Each {unit}'s part is clipped but gets no noise: this is no differential privacy."
+    steps = found["per_round"]
+    return (
+        f"Differential privacy of the whole training for one {unit}: "
+        f"(epsilon {found['epsilon']:.3g}, delta {found['delta']:g}), neighbours differing in the "
+        f"presence of one {unit}; accountant {found['accountant']}, noise multiplier "
+        f"{steps['noise_multiplier']:g}, {steps['n_steps']} steps a round, sampling: "
+        f"{found['sampling']}. Trusted: {found['trust']}."
+        + (
+            ""
+            if found["randomness"] == "secret"
+            else " The noise of this simulation follows from its seed and hides nothing from who "
+            "knows it."
+        )
+    )
 
 
 def percent(rate: float) -> str:

@@ -133,7 +133,7 @@ def train_locally(
             for index in batches(len(images), settings.batch_size, rng):
                 batch, target = _load(images[index.numpy()], labels[index.numpy()], hooks, rng)
                 if settings.flip:
-                    batch = _flipped(batch, rng)
+                    batch = flipped(batch, rng)
                 batch = batch.to(device, memory_format=torch.channels_last)
                 target = target.to(device)
                 with precision(device):
@@ -156,8 +156,8 @@ def _load(
     return (batch, target) if hooks.poison is None else hooks.poison(batch, target, rng)
 
 
-def _flipped(batch: Tensor, rng: torch.Generator) -> Tensor:
-    """Each image or its mirror image, with equal odds."""
+def flipped(batch: Tensor, rng: torch.Generator) -> Tensor:
+    """Returns each image or its mirror image, with equal odds."""
     mirrored = torch.rand(len(batch), generator=rng) < 0.5
     return torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
 

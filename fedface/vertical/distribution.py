@@ -147,14 +147,16 @@ class CentreLoss(nn.Module):
 
     Attributes:
         centres: ``(n_identities, dim)``: fixed vertices, or trained centres on the sphere.
+        linear: Whether the distance is taken as on the sphere, 2 - 2 z.c / C^2.
     """
 
     centres: Tensor
 
-    def __init__(self, centres: Tensor, bound: float, learnt: bool) -> None:
+    def __init__(self, centres: Tensor, bound: float, learnt: bool, linear: bool = False) -> None:
         super().__init__()
         self.bound = bound
         self.learnt = learnt
+        self.linear = linear
         if learnt:
             self.centres = nn.Parameter(centres)
         else:
@@ -165,6 +167,8 @@ class CentreLoss(nn.Module):
         centres = self.centres
         if self.learnt:
             centres = self.bound * functional.normalize(centres)
+        if self.linear:
+            return 2 - 2 * (z * centres[labels]).sum(1).mean() / self.bound**2
         return (z - centres[labels]).square().sum(1).mean() / self.bound**2
 
 
@@ -226,9 +230,17 @@ class Etf(Config):
 
     The optimum of the utility ceiling for even classes. Papyan, Han, Donoho, PNAS 2020, describe
     that trained classifiers tend to it.
+
+    Attributes:
+        linear: Take the squared distance as it is between points of the sphere, 2 - 2 z.c / C^2.
+            For embeddings on the sphere it differs by a constant when there is no noise; with noise
+            the gradient is -2 c / C^2, which the noise does not enter, where that of the squared
+            distance carries all of it back to the bottom model. For scale ``sphere``: elsewhere it
+            asks for no length in particular.
     """
 
     name: Literal["etf"] = "etf"
+    linear: bool = False
 
     def build(self, dim: int, n_identities: int, bound: float, rng: torch.Generator) -> nn.Module:
         """Returns the loss module; ``rng`` turns the simplex.
@@ -237,7 +249,8 @@ class Etf(Config):
             ValueError: If ``dim`` < ``n_identities`` - 1, where no such simplex exists: name a
                 larger embedding, or ``centre``.
         """
-        return CentreLoss(simplex(n_identities, dim, bound, rng), bound, learnt=False)
+        vertices = simplex(n_identities, dim, bound, rng)
+        return CentreLoss(vertices, bound, learnt=False, linear=self.linear)
 
 
 class Centre(Config):

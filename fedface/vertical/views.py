@@ -40,7 +40,7 @@ class LeftRight(Config):
             ValueError: If the images have another shape or type, or are less than 2 pixels wide.
         """
         half = _check(images).shape[2] // 2
-        return tuple(_stretched(v, self.size) for v in (images[:, :, :half], images[:, :, -half:]))
+        return tuple(stretched(v, self.size) for v in (images[:, :, :half], images[:, :, -half:]))
 
 
 class TopBottom(Config):
@@ -61,7 +61,7 @@ class TopBottom(Config):
     def cut(self, images: Images) -> tuple[Images, ...]:
         """Returns both halves; as :meth:`LeftRight.cut`."""
         half = _check(images).shape[1] // 2
-        return tuple(_stretched(v, self.size) for v in (images[:, :half], images[:, -half:]))
+        return tuple(stretched(v, self.size) for v in (images[:, :half], images[:, -half:]))
 
 
 class Quadrants(Config):
@@ -83,7 +83,7 @@ class Quadrants(Config):
         """Returns the quarters; as :meth:`LeftRight.cut`."""
         rows = TopBottom().cut(images)
         quarters = [quarter for row in rows for quarter in LeftRight().cut(row)]
-        return tuple(_stretched(v, self.size) for v in quarters)
+        return tuple(stretched(v, self.size) for v in quarters)
 
 
 AnyViews = Annotated[LeftRight | TopBottom | Quadrants, Field(discriminator="name")]
@@ -101,8 +101,8 @@ def _check(images: Images) -> Images:
     return images
 
 
-def _stretched(view: Images, size: int | None) -> Images:
-    """A copy of ``view``, resampled to ``(n, size, size, 3)``: bicubic, antialiased."""
+def stretched(view: Images, size: int | None) -> Images:
+    """Returns a copy of ``view``, resampled to ``(n, size, size, 3)``: bicubic, antialiased."""
     if size is None or view.shape[1:3] == (size, size):
         return np.array(view)
     return np.array(

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid
 
-_DEAD = ("ActorDiedError", "RayActorError", "ActorUnavailableError", "WorkerCrashedError")
+_DEAD = (
+    "ActorDiedError",
+    "RayActorError",
+    "ActorUnavailableError",
+    "WorkerCrashedError",
+    "OutOfMemoryError",
+)
 
 
 class FlowerEngine(Config):
@@ -115,7 +121,7 @@ class FlowerEngine(Config):
 
         Flower 1.41 puts a dead actor back into its pool, where it fails every later client.
         """
-        return any(f"ray.exceptions.{name}" in failure for name in _DEAD)
+        return any(f"<class 'ray.exceptions.{name}'>" in failure for name in _DEAD)
 
     def shares(self, n_gpus_found: int) -> dict[str, float]:
         """Returns the CPUs and the share of a GPU that each client gets.

@@ -8,11 +8,18 @@ import pytest
 from fedface.config import read_yaml
 from simulations.grid import cells, is_grid, load_grid
 from simulations.schema import RunConfig, load_run, variants
+from simulations.vertical_schema import (
+    VerticalConfig,
+    is_vertical,
+    load_vertical,
+    vertical_variants,
+)
 
 ROOT = Path(__file__).parents[2]
 EVERY = sorted((ROOT / "configs").rglob("*.y*ml"))
 GRIDS = [path for path in EVERY if is_grid(read_yaml(path))]
-FILES = [path for path in EVERY if path not in GRIDS]
+VERTICAL = [path for path in EVERY if is_vertical(read_yaml(path))]
+FILES = [path for path in EVERY if path not in (*GRIDS, *VERTICAL)]
 
 
 def test_there_are_configurations() -> None:
@@ -46,9 +53,19 @@ def test_it_loads_and_all_its_variants_expand(path: Path) -> None:
         assert RunConfig.model_validate(run.to_yaml_dict()) == run
 
 
+@pytest.mark.parametrize("path", VERTICAL, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_vertical_run_loads_and_all_its_variants_expand(path: Path) -> None:
+    runs = vertical_variants(load_vertical(path), str(path))
+    assert len({run.folder for _, _, run in runs}) == len(runs) >= 2
+    for _, seed, run in runs:
+        assert run.seed == seed
+        assert VerticalConfig.model_validate(run.to_yaml_dict()) == run
+
+
 def test_no_two_of_them_write_into_one_folder() -> None:
     folders = [load_run(path).folder for path in FILES]
     folders += [load_grid(path).folder for path in GRIDS]
+    folders += [load_vertical(path).folder for path in VERTICAL]
     assert len(set(folders)) == len(folders)
 
 

@@ -29,7 +29,7 @@ def node(app: ClientApp, partition: int, n_clients: int, tamper: Tamper | None) 
             reply = Message(Error(0, repr(error)), reply_to=message)
         if tamper is None or message.metadata.message_type != "train":
             return reply
-        return tamper(partition, int(message.metadata.group_id), reply)
+        return tamper(partition, int(message.metadata.group_id.partition(".")[0]), reply)
 
     return client
 

@@ -175,7 +175,7 @@ def scene(server: Server) -> Make:
 
         def tamper_of(client: int) -> Tamper:
             def tamper(message: Message, content: RecordDict) -> RecordDict | Error | None:
-                server_round = int(message.metadata.group_id)
+                server_round = int(message.metadata.group_id.partition(".")[0])
                 got[client, server_round] = message.content
                 change = (tampers or {}).get(client)
                 return content if change is None else change(message, content)

@@ -124,6 +124,18 @@ def test_malformed_buffers_are_refused_by_name(changes, why):
     assert reason(buffers=changes).startswith(why)
 
 
+@pytest.mark.parametrize("value", [-1, 101, 2**63 - 1, -(2**63)])
+def test_a_counter_that_ran_back_or_too_far_is_refused(value):
+    why = reason(buffers={"bn.num_batches_tracked": np.array(value)})
+    assert why == f"buffers[bn.num_batches_tracked] needs 0 and at most 100 more, got {value}"
+
+
+@pytest.mark.parametrize("value", [0, 1, 100])
+def test_a_counter_that_went_on_is_believed(value):
+    counter = {"bn.num_batches_tracked": np.array(value)}
+    assert screened(reply(buffers=counter)).buffers["bn.num_batches_tracked"] == value
+
+
 @pytest.mark.parametrize("name", ["num-examples", "num-steps"])
 @pytest.mark.parametrize("value", [-89, 0, 10**12, HUGE, 20.0, nan, True, "20", [20], None])
 def test_absurd_counts_are_refused_by_name(name, value):

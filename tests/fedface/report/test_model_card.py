@@ -7,6 +7,20 @@ from fedface.report.recorded import read_run
 from fedface.report.run_folder import RunFolderError
 from tests.fedface.report.recordings import HOSTILE, record_run
 
+PRIVACY = {
+    "unit": "image",
+    "epsilon": 7.912,
+    "delta": 1e-4,
+    "target_epsilon": 8.0,
+    "accountant": "prv",
+    "sampling": "Poisson, rate 0.1 a step",
+    "trust": "nobody but the site itself",
+    "clip": 0.5,
+    "images_per_subject": None,
+    "per_round": {"noise_multiplier": 1.1, "sample_rate": 0.1, "n_steps": 10},
+    "randomness": "secret",
+}
+
 
 def test_the_card_repeats_what_was_recorded(tmp_path: Path) -> None:
     card = write_model_card(record_run(tmp_path / "tiny").path).read_text()
@@ -60,9 +74,14 @@ def test_differential_privacy_ariba_and_data_are_claimed_only_where_they_are(
 ) -> None:
     run = read_run(record_run(tmp_path / "tiny", recorded_data=False).path)
     run.config["aggregator"] = {"name": "mean"}
-    run.config["privacy"] = {"epsilon": 8}
+    run.result["privacy"] = PRIVACY
     card = render_model_card(run)
     assert "No differential privacy" not in card
+    assert "for one image: (epsilon 7.91, delta 0.0001)" in card
+    assert "| image | 7.912 | 0.0001 | 8 | prv | 1.1 | 0.5 | Poisson, rate 0.1 a step |" in card
+    assert "A person with k images has up to k times that epsilon" in card
+    run.result["privacy"] = {**PRIVACY, "epsilon": None}
+    assert "No differential privacy" in render_model_card(run)
     assert "reconstructed from" not in card
     assert "Counts of\n  images were not recorded" in card
 

@@ -167,3 +167,20 @@ def test_the_union_reads_each_by_name() -> None:
     for config in (*LOSSES, NoDistribution()):
         assert read({"name": config.name}).name == config.name
     assert NoDistribution().build(6, 5, 1.0, stream(0, "loss")) is None
+
+
+def test_the_linear_etf_is_the_squared_one_on_the_sphere_and_its_gradient_holds_no_noise() -> None:
+    linear = Etf(linear=True).build(6, 5, 2.0, stream(0, "etf"))
+    squared = Etf().build(6, 5, 2.0, stream(0, "etf"))
+    sphere = (2.0 * torch.nn.functional.normalize(batch())).requires_grad_()
+    assert linear(sphere, LABELS).item() == pytest.approx(squared(sphere, LABELS).item(), rel=1e-5)
+    gradients = {}
+    for noise in (0.0, 10.0):
+        for name, loss in (("linear", linear), ("squared", squared)):
+            z = (sphere.detach() + noise * batch(1)).requires_grad_()
+            loss(z, LABELS).backward()
+            gradients[name, noise] = z.grad
+    assert torch.equal(gradients["linear", 0.0], gradients["linear", 10.0])
+    expected = -2 * linear.centres[LABELS].double() / (10 * 4)
+    assert torch.allclose(gradients["linear", 0.0], expected, atol=1e-6)
+    assert not torch.allclose(gradients["squared", 0.0], gradients["squared", 10.0], atol=0.1)
