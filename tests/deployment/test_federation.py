@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -371,6 +372,38 @@ def test_a_run_goes_on_after_kill_9_of_the_whole_server(world: World) -> None:
     done = world.operator("submit", unbroken)
     assert done.returncode == 0, done.stdout
     assert equal(world.weights("killed", 3), world.weights("unbroken", 3))
+
+
+EVIL = """
+import sys
+from pathlib import Path
+import simulations.deploy.order as order
+from flwr.cli.build import build_fab_from_files
+from simulations.cli import app
+
+marker = Path.cwd() / "code-of-the-bundle-was-run"
+code = f"open({str(marker)!r}, 'a').write('!')\\napp = None\\n"
+project = order._project()
+for name in (order.SERVER_APP, order.CLIENT_APP):
+    project = project.replace(name, "evil:app")
+fab, _ = build_fab_from_files({"pyproject.toml": project.encode(), "evil.py": code.encode()})
+order.bundle = lambda: fab
+app(sys.argv[1:])
+"""
+
+
+def test_the_code_of_a_bundle_is_never_run(world: World) -> None:
+    """Neither at the sites nor at the server, even if an operator submits it."""
+    world.up(*[name for name in ("a", "b") if not world.is_online(name)])
+    content = run_yaml(
+        "evil", federation={"n_clients": 2, "n_rounds": 1}, deployment={"sites": ["a", "b"]}
+    )
+    (world.folder / "evil.py").write_text(EVIL)
+    submit = ("submit", world.write(content), "--operator", "fed/operator")
+    done = world.net.run("operator", sys.executable, "evil.py", *submit)
+    assert done.returncode == 0, done.stdout
+    assert len(world.events("evil", "round")[0]["clients"]) == 2, "the installed fedface answered"
+    assert not (world.folder / "code-of-the-bundle-was-run").exists()
 
 
 def test_a_run_that_fails_says_why_and_so_does_its_exit_code(world: World) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from fedface.backbones import SmallConv
 from fedface.heads import CosFace
 from fedface.privacy.accounting import Steps, epsilon
-from fedface.privacy.audit import audit, check_noise
+from fedface.privacy.audit import audit
+from fedface.privacy.noise_check import check_noise
 from fedface.privacy.private_training import noisy_mean, poisson_draw, train_privately
 from fedface.privacy.units import ImagePrivacy, SubjectPrivacy
 from fedface.random import numpy_stream, stream

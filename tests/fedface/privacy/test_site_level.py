@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fedface.aggregation.cohort import Cohort
 from fedface.parameters import Layout
-from fedface.privacy.audit import check_noise
+from fedface.privacy.noise_check import check_noise
 from fedface.privacy.site_level import PrivateMean, private_update
 from fedface.privacy.units import SitePrivacy
 from fedface.random import stream
