@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fedface.attacks import AnyAttack
 from fedface.attacks.backdoor import Backdoor
 from fedface.data.renderer import RenderedFaces, to_bytes
 from fedface.data.tensors import to_float
-from fedface.report.run_folder import RunFolder
+from fedface.report.run_folder import RunFolder, RunFolderError
 
 N_FACES = 4
 DEFAULT_SIZE = 112
@@ -106,7 +105,7 @@ def _memory(cell: Path) -> dict[str, Tensor]:
     """What the colluders of a run remembered at its end; nothing where that is lost."""
     try:
         checkpoint = RunFolder(cell).latest()
-    except (OSError, SafetensorError):
+    except (OSError, RunFolderError):
         return {}
     state = {} if checkpoint is None else checkpoint.state
     return {k.removeprefix(_MEMORY): v for k, v in state.items() if k.startswith(_MEMORY)}

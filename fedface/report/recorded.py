@@ -4,7 +4,6 @@ A *run* is one configuration and one seed. A *recording* is what one report is a
 or a comparison whose variants each hold one run per seed.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,11 +96,7 @@ def read_run(path: Path) -> RecordedRun:
     """
     folder = RunFolder(path)
     config = folder.config
-    try:
-        result = folder.result()
-        environment = folder.environment
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunFolderError(f"{path}: needed readable run files, found: {error}") from None
+    result, environment = folder.result(), folder.environment
     if result is None:
         raise RunFolderError(f"{path}: needed a complete run, found no result.json")
     rounds = tuple(folder.events("round"))

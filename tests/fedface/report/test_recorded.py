@@ -56,8 +56,8 @@ def test_a_model_that_could_not_be_measured_has_no_points(tmp_path: Path) -> Non
     [
         ("config.yaml", None, "no config.yaml"),
         ("result.json", None, "complete run, found no result.json"),
-        ("result.json", "{", "readable run files"),
-        ("environment.json", None, "readable run files"),
+        ("result.json", "{", "result.json: needed a JSON object"),
+        ("environment.json", None, "environment.json: needed"),
         ("events.jsonl", None, "needed the 3 rounds that result.json counts, found 0"),
         ("events.jsonl", '{"event": "round", "round": 1}\n', "found 1"),
     ],
