@@ -6,7 +6,6 @@ The bundle (FAB) holds no code: it names two apps of the installed fedface.
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 from flwr.app import Context
 from flwr.cli.build import build_fab_from_files
@@ -105,9 +104,3 @@ def _project() -> str:
         f'[tool.flwr.app.components]\nserverapp = "{SERVER_APP}"\nclientapp = "{CLIENT_APP}"\n\n'
         f"[tool.flwr.app.config]\n{values}"
     )
-
-
-def describe(value: Any) -> str:
-    """``value`` as one short line, for logs."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= 300 else text[:297] + "..."
