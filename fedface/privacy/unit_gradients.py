@@ -58,9 +58,9 @@ class Units:
         before = functional.one_hot(self.owners, self.n).cumsum(0)
         place = before.gather(1, self.owners[:, None]).squeeze(1) - 1
         most = int(place.max()) + 1
-        wide = factors.new_zeros(self.n, most, *factors.shape[1:])
-        wide[self.owners, place] = factors
-        return wide.transpose(1, 2).flatten(2)
+        wide = factors.new_zeros(self.n, factors.shape[1], most, factors.shape[2])
+        wide[self.owners, :, place] = factors
+        return wide.flatten(2)
 
     def mean(self, gradients: Tensor) -> Tensor:
         """Returns ``(n, ...)``, the mean over each unit's images of ``(n_images, ...)``."""
