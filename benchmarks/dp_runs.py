@@ -29,8 +29,9 @@ QUICK: dict[str, Any] = {
 }
 """What makes any cell a matter of seconds: a smoke test, no measurement."""
 
-PLAIN_TRAINING = {"batch_size": 32, "optimizer": {"learning_rate": 0.05}}
-"""How cells without privacy train, as the variant no-privacy of configs/dp does."""
+PLAIN_TRAINING = {"batch_size": 32, "optimizer": {"learning_rate": 0.05, "momentum": 0.9}}
+CLIPPED_TRAINING = {"optimizer": {"learning_rate": 1.0, "momentum": 0.9}}
+"""How cells without privacy and without noise train, as in the variants of configs/dp."""
 
 
 def base(config: str) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def with_epsilon(content: Mapping[str, Any], epsilon: float | None) -> dict[str,
     chosen: dict[str, Any] = {"target_epsilon": epsilon}
     if epsilon is None:
         chosen["noise_multiplier"] = 0.0
+        content = merge(content, {"training": CLIPPED_TRAINING})
     return merge(content, {"privacy": chosen})
 
 
