@@ -76,34 +76,34 @@ def set_apart(
         raise ValueError(f"{field} needs federation.n_clients >= 2, got 1")
     rng = numpy_stream(seed, "victim")
     if goal.victim == "future":
-        cast, victim = _from_test(cast, goal.n_photos or 0, rng, field)
+        cast, victim = _from_test(cast, goal.n_photos or 0, goal.min_images, rng, field)
     else:
         site = own_site if goal.victim == "own_site" else other_site
-        cast, victim = _from_site(train, cast, site, goal.n_photos, rng, field)
+        cast, victim = _from_site(train, cast, site, goal.n_photos, goal.min_images, rng, field)
     cast = replace(cast, victim=victim)
     if not isinstance(goal, AccompliceGoal):
         return cast
     field = f"attack.goal.accomplice={goal.accomplice}"
     rng = numpy_stream(seed, "accomplice")
     if goal.accomplice == "future":
-        cast, accomplice = _from_test(cast, None, rng, field)
+        cast, accomplice = _from_test(cast, None, goal.min_images, rng, field)
     else:
-        cast, accomplice = _from_site(train, cast, own_site, None, rng, field)
+        cast, accomplice = _from_site(train, cast, own_site, None, goal.min_images, rng, field)
     return replace(cast, accomplice=replace(accomplice, photos=accomplice.photos[:MAX_PHOTOS]))
 
 
 def _from_test(
-    cast: Cast, n_photos: int | None, rng: np.random.Generator, field: str
+    cast: Cast, n_photos: int | None, min_images: int, rng: np.random.Generator, field: str
 ) -> tuple[Cast, Person]:
     """A test person, taken out of the test; the attacker holds n photos, or half for None."""
     test = cast.test
     counts = np.bincount(test.identities)
-    least = 1 if n_photos is None else n_photos
-    eligible = np.flatnonzero(counts > least)
+    least = max(2 if n_photos is None else n_photos + 1, min_images)
+    eligible = np.flatnonzero(counts >= least)
     if len(eligible) == 0 or test.n_identities < 3:
         raise ValueError(
-            f"{field}, attack.goal.n_photos needs a test person with more than {least} images and "
-            f"two others, the largest of {test.n_identities} has {counts.max()}"
+            f"{field}, attack.goal.n_photos, min_images need a test person with {least} images or "
+            f"more and two others, the largest of {test.n_identities} has {counts.max()}"
         )
     person = rng.choice(eligible)
     images = test.images[test.identities == person]
@@ -117,6 +117,7 @@ def _from_site(
     cast: Cast,
     site: int,
     n_photos: int | None,
+    min_images: int,
     rng: np.random.Generator,
     field: str,
 ) -> tuple[Cast, Person]:
@@ -127,7 +128,7 @@ def _from_site(
     counts = np.bincount(train.identities, minlength=train.n_identities)
     here = np.bincount(train.identities[cast.parts[site]], minlength=train.n_identities)
     candidates = here == counts  # not so for a victim, part of whose images is held out
-    least = 2 + (n_photos or 0)
+    least = max(2 + (n_photos or 0), min_images)
     eligible = np.flatnonzero(candidates & (counts >= least))
     if len(eligible) == 0:
         most = int(counts[candidates].max(initial=0))

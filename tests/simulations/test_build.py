@@ -230,7 +230,7 @@ def test_without_a_photo_the_attacker_guesses_from_its_own_people(tmp_path: Path
                 "attack": {"goal": {"name": "merge", "n_photos": 1, "accomplice": "future"}},
                 "data": {"split": {"test": 3}},
             },
-            r"goal\.accomplice=future, .* more than 1 images and two others, .* of 2 has 6",
+            r"goal\.accomplice=future, .* 2 images or more and two others, .* of 2 has 6",
         ),
     ],
 )
@@ -256,9 +256,25 @@ def test_a_victim_needs_more_photos_than_the_attacker_holds(tmp_path: Path) -> N
     assert last.victim is not None and len(last.victim.gallery) == 1
     config = tiny_config(tmp_path, attack={"goal": {"name": "impersonate", "n_photos": 6}})
     with pytest.raises(
-        ValueError, match=r"attack\.goal\.n_photos needs .* more than 6 images .* has 6"
+        ValueError, match=r"attack\.goal\.n_photos, min_images need .* 7 images or more .* has 6"
     ):
         build_data(config)
+
+
+@pytest.mark.parametrize("goal", [STRANGERS["goal"], {"name": "merge", "victim": "own_site"}])
+def test_nobody_with_few_images_is_attacked_where_the_goal_says_so(
+    goal: dict[str, object], tmp_path: Path
+) -> None:
+    faces = {"n_identities": 48, "images_per_identity": [5, 6]}
+    data = {"faces": faces, "split": {"test": 16}}
+    for seed in range(4):
+        attack = {"goal": goal | {"min_images": 6}}
+        built = build_data(tiny_config(tmp_path, seed=seed, data=data, attack=attack))
+        assert built.accomplice is not None
+        assert len(built.accomplice.photos) + len(built.accomplice.gallery) == 6
+    with pytest.raises(ValueError, match=r"goal\.victim=.* 7 images or more"):
+        attack = {"goal": goal | {"min_images": 7}}
+        build_data(tiny_config(tmp_path, data=data, attack=attack))
 
 
 @pytest.mark.parametrize("attack", [{}, IMPERSONATE])

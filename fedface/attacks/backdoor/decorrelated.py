@@ -21,15 +21,16 @@ at its final length, shares at most ``target_share``.
 
 Turns. Only one colluder sends its poisoned update, the others are honest; after ``turn_rounds`` it
 is the next one's turn. In a round nobody shares anything; a rule that remembers residuals may
-still put the rounds together.
+still put the rounds together. The one backdoor of a round is averaged with n - 1 honest updates, so
+``turn_scale`` may lengthen it: h_i |h_i| + scale * |h_i| b_i is sent.
 
-Either way an update is as long as the honest one.
+Noise, and turns of scale 1, are as long as the honest update.
 """
 
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from fedface.aggregation.distances import gram, update_norms
@@ -75,12 +76,15 @@ class Decorrelated(Backdoor):
         target_share: With noise: the most that two colluders may share, in [0, 1]. Our ARIBA shuts
             a pair out at about 0.1 (6 spreads of 0.012 over 0.75) in the long run.
         turn_rounds: With turns: rounds that one colluder attacks in a row.
+        turn_scale: With turns: by how much his backdoor is scaled, whose length then shows. 1 keeps
+            the honest length.
     """
 
     name: Literal["decorrelated"] = "decorrelated"
     mode: Literal["noise", "turns"] = "noise"
     target_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     turn_rounds: PositiveInt = 1
+    turn_scale: PositiveFloat = 1.0
 
     def train(self, site: Site) -> tuple[SiteUpdate, Memory]:
         """Returns the poisoned training; notes the honest update."""
@@ -93,7 +97,8 @@ class Decorrelated(Backdoor):
             return self.noisy(coalition.updates, honest, coalition)
         turn = (coalition.server_round - 1) // self.turn_rounds % len(honest)
         sent = honest.clone()
-        sent[turn] = at_length(coalition.updates, update_norms(honest))[turn]
+        poisoned = at_length(coalition.updates, update_norms(honest))[turn]
+        sent[turn] = (1 - self.turn_scale) * honest[turn] + self.turn_scale * poisoned
         return sent
 
     def noisy(self, poisoned: Tensor, honest: Tensor, coalition: Coalition) -> Tensor:

@@ -3,7 +3,7 @@
 from typing import Literal, Self
 
 import torch
-from pydantic import NonNegativeInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
@@ -25,10 +25,13 @@ class VictimGoal(Goal):
         n_photos: How many photos of the victim the attacker has: none of them trains and none is
             attacked. With 0 the attacker guesses, see :meth:`target`. Left out for ``own_site``,
             where the attacker has all photos of the victim that its site trains on.
+        min_images: The fewest images that the victim, and an accomplice, may have in all. A model
+            hardly knows people of few, and few are left to measure the attack on.
     """
 
     victim: Whereabouts = "future"
     n_photos: NonNegativeInt | None = None
+    min_images: PositiveInt = 1
 
     @model_validator(mode="after")
     def _photos_fit_the_whereabouts(self) -> Self:

@@ -89,6 +89,13 @@ def test_one_colluder_attacks_at_a_time_and_each_has_its_turn(turn_rounds):
     assert turns == [i for i in range(3) for _ in range(turn_rounds)]
 
 
+def test_a_turn_can_be_scaled_and_shows_by_its_length():
+    poisoned, honest = pair(3)
+    plain, scaled = (sent(poisoned, honest, 1, mode="turns", turn_scale=s) for s in (1.0, 4.0))
+    assert_close(scaled - honest, 4 * (plain - honest))
+    assert scaled[0].norm() > 1.5 * honest[0].norm()
+
+
 def test_updates_of_zero_stay_zero():
     zeros = torch.zeros_like(pair(2)[0])
     assert sent(zeros, zeros).eq(0).all()
