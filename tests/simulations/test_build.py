@@ -272,9 +272,9 @@ def test_nobody_with_few_images_is_attacked_where_the_goal_says_so(
         built = build_data(tiny_config(tmp_path, seed=seed, data=data, attack=attack))
         assert built.accomplice is not None
         assert len(built.accomplice.photos) + len(built.accomplice.gallery) == 6
+    config = tiny_config(tmp_path, data=data, attack={"goal": goal | {"min_images": 7}})
     with pytest.raises(ValueError, match=r"goal\.victim=.* 7 images or more"):
-        attack = {"goal": goal | {"min_images": 7}}
-        build_data(tiny_config(tmp_path, data=data, attack=attack))
+        build_data(config)
 
 
 @pytest.mark.parametrize("attack", [{}, IMPERSONATE])
