@@ -1,7 +1,7 @@
 """Accuracy of a vertical federation against epsilon: VFL-AFE, its baselines and the ceiling.
 
     python benchmarks/vertical_epsilon.py [CONFIG.yaml] [--epsilons 1 2 4 8 16] [--seeds 0 1 2]
-        [--smoke] [--output FOLDER]
+        [--arms ARMS.yaml] [--smoke] [--output FOLDER]
 
 Every (arm, epsilon, seed) is a vertical run of its own below FOLDER, so a table that was stopped
 goes on where it was; FOLDER gets vertical_epsilon.json, .md and .svg. Accuracy is that of naming
@@ -164,7 +164,7 @@ def summary(
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Returns one row per epsilon: mean (lowest..highest seed) of each arm, lines and ceiling."""
     arms = list(rows[0]["arms"])
-    guaranteed = arms[:2]
+    guaranteed = [arm for arm in arms if arm != UNCLIPPED]
     columns = (
         *("epsilon", "sigma / C", ALONE, *arms, CEILING, UNPROTECTED),
         *(f"closed by {arm}" for arm in guaranteed[1:]),
@@ -258,10 +258,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("config", type=Path, nargs="?", default=CONFIG)
     parser.add_argument("--epsilons", type=float, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", type=Path, help="other arms, such as vertical_ablation.yaml")
     parser.add_argument("--smoke", action="store_true", help="two people, one seed, two epsilons")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/vertical_epsilon"))
     options = parser.parse_args(arguments)
     content = read_yaml(options.config)
+    if options.arms is not None:
+        content = {**content, **read_yaml(options.arms), "unclipped": None}
     if options.smoke:
         content = {**content, "base": merge(content["base"], SMOKE)}
         options.epsilons, options.seeds = options.epsilons[:2], options.seeds[:1]

@@ -12,13 +12,13 @@ script("svg_chart")
 epsilon = script("vertical_epsilon")
 
 CONTENT = read_yaml(BENCHMARKS / "vertical_epsilon.yaml")
-CLIP, AFE = CONTENT["arms"]
+CLIP, LOW, AFE = CONTENT["arms"]
 
 
 def test_every_case_is_a_run_with_a_folder_of_its_own(tmp_path: Path) -> None:
     cases = epsilon.cases(CONTENT, [1, 8], [0, 1])
     configs = [epsilon.config_of(CONTENT, tmp_path, case) for case in cases]
-    assert len({config.folder for config in configs}) == len(cases) == 2 * (1 + 2 * 3)
+    assert len({config.folder for config in configs}) == len(cases) == 2 * (1 + 2 * 4)
     for (arm, at, seed, _), config in zip(cases, configs, strict=True):
         release = config.passive.release
         assert config.seed == seed and config.compare is None
@@ -33,6 +33,13 @@ def test_every_case_is_a_run_with_a_folder_of_its_own(tmp_path: Path) -> None:
 def test_with_a_view_of_its_own_the_active_party_alone_is_a_run() -> None:
     content = {**CONTENT, "base": {**CONTENT["base"], "parties": {"active": "left"}}}
     assert epsilon.cases(content, [1], [0])[0][:3] == (epsilon.ALONE, None, 0)
+
+
+def test_the_ablation_has_the_same_baseline_and_its_arms_can_be_run(tmp_path: Path) -> None:
+    arms = read_yaml(BENCHMARKS / "vertical_ablation.yaml")["arms"]
+    assert next(iter(arms.items())) == (CLIP, CONTENT["arms"][CLIP])
+    for case in epsilon.cases({**CONTENT, "arms": arms, "unclipped": None}, [4], [0]):
+        epsilon.config_of(CONTENT, tmp_path, case)
 
 
 def run_of(arm: str, at: float | None, accuracy: float, seed: int = 0) -> dict:
@@ -52,6 +59,7 @@ def run_of(arm: str, at: float | None, accuracy: float, seed: int = 0) -> dict:
 RESULTS = [
     run_of("unprotected", None, 0.9),
     *(run_of(CLIP, 8, a, s) for s, a in enumerate((0.30, 0.34))),
+    run_of(LOW, 8, 0.4),
     *(run_of(AFE, 8, a, s) for s, a in enumerate((0.44, 0.48))),
     run_of(epsilon.UNCLIPPED, 8, 0.7),
 ]
@@ -64,7 +72,7 @@ def test_what_is_closed_and_what_crosses() -> None:
     assert row["arms"][CLIP]["closed"] == 0
     assert row["arms"][AFE]["closed"] == pytest.approx((0.46 - 0.32) / (ceiling - 0.32))
     assert row["arms"][AFE]["p_at_ceiling"] > 0.5
-    crossing = [*RESULTS[:3], *(run_of(AFE, 8, 0.75, s) for s in (0, 1)), RESULTS[-1]]
+    crossing = [*RESULTS[:4], *(run_of(AFE, 8, 0.75, s) for s in (0, 1)), RESULTS[-1]]
     (row,) = epsilon.summary(CONTENT, crossing, [8])
     assert row["arms"][AFE]["p_at_ceiling"] < 1e-9
 
