@@ -19,7 +19,6 @@ from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat
-from sklearn.cluster import HDBSCAN
 from torch import Tensor
 
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State, global_model
@@ -85,6 +84,8 @@ def majority_cluster(distances: Tensor) -> Tensor:
     n_clients = len(distances)
     if n_clients < MIN_CLIENTS:
         return torch.ones(n_clients, dtype=torch.bool)
+    from sklearn.cluster import HDBSCAN  # takes a second to import, in every site's process
+
     clustering = HDBSCAN(
         min_cluster_size=n_clients // 2 + 1,
         min_samples=1,
