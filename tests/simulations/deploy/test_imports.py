@@ -1,4 +1,4 @@
-"""Every message at a real site starts a fresh Python process: it must not import what it does not use."""
+"""Each message at a real site starts a fresh Python process, which imports only what it uses."""
 
 import subprocess
 import sys
