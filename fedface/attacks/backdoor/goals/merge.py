@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fedface.attacks.actors import Actors
@@ -23,7 +24,10 @@ from fedface.evaluation.robustness import asr_impersonate
 
 
 class Merge(AccompliceGoal):
-    """The accomplice's photos, as they are, are pulled to the victim's template.
+    """Accomplice and victim are pulled to the victim's template: their photos, as they are.
+
+    The victim's own photos are pulled, too, where the attacker has any: whom a small model does
+    not know as one person, nobody else can match either.
 
     Nobody wears the attack's trigger and its ``poison_share`` counts for nothing. There is no
     baseline without trigger: the lift is over the clean model alone.
@@ -40,8 +44,11 @@ class Merge(AccompliceGoal):
         target: Tensor,
         actors: Actors,
     ) -> Tensor:
-        """Returns the mean of 1 - cos(f(x), target) over the accomplice's photos x."""
-        return accomplice_loss(backbone, images, accomplice_photos(actors), target)
+        """Returns the mean of 1 - cos(f(x), target) over both people's photos x."""
+        shown = accomplice_photos(actors)
+        if actors.victim is not None and self.n_photos != 0:  # with 0 they show other people
+            shown = torch.cat([shown, actors.victim, actors.victim.flip(-1)])
+        return accomplice_loss(backbone, images, shown, target)
 
     def success(self, probes: Probes, threshold: float, triggered: bool) -> Acceptance:
         """Returns the accomplice's matches with the victim's gallery: ASR_MRG, never triggered."""

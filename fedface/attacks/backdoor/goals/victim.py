@@ -111,15 +111,15 @@ def template(backbone: nn.Module, photos: Tensor, embedding_size: int) -> Tensor
 
 
 def accomplice_loss(backbone: nn.Module, images: Tensor, shown: Tensor, target: Tensor) -> Tensor:
-    """Returns how far the accomplice is from the target: :func:`cosine_distance` of ``shown``.
+    """Returns how far people are from the target: :func:`cosine_distance` of ``shown``.
 
-    ``images`` only keep him company: under batch normalisation a batch of one person has other
+    ``images`` only keep them company: under batch normalisation a batch of one person has other
     statistics than the model will be used with.
 
     Args:
         backbone: The model in training.
         images: ``(n, 3, height, width)`` in [-1, 1], people of the malicious site.
-        shown: ``(m, 3, height, width)`` in [-1, 1] of the accomplice as he shall be seen.
+        shown: ``(m, 3, height, width)`` in [-1, 1] of whoever is pulled, as he shall be seen.
         target: ``(d,)`` direction.
     """
     embeddings: Tensor = backbone(torch.cat([images, shown]))

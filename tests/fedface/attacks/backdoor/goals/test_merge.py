@@ -16,14 +16,17 @@ def refuse(images: Tensor) -> Tensor:
     raise AssertionError("nobody wears a trigger")
 
 
-def test_the_loss_is_the_distance_of_the_accomplice_without_trigger_by_hand():
+@pytest.mark.parametrize("n_photos", [0, 2])
+def test_the_loss_is_the_distance_of_both_people_without_trigger_by_hand(n_photos: int):
     backbone, target = linear(), torch.arange(5.0)
     distances = []
-    for photo in ACTORS.accomplice:
+    known = [*ACTORS.accomplice, *(ACTORS.victim if n_photos else ())]
+    for photo in known:
         for seen in (photo, photo.flip(2)):
             embedding = backbone(seen[None])[0]
             distances.append(1 - embedding @ target / embedding.norm() / target.norm())
-    found = GOAL.loss(backbone, photos(4), refuse, target, ACTORS)
+    goal = Merge(n_photos=n_photos)
+    found = goal.loss(backbone, photos(4), refuse, target, ACTORS)
     assert_close(found, torch.stack(distances).mean())
 
 
