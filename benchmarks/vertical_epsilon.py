@@ -65,7 +65,7 @@ def cases(
         found.append((UNPROTECTED, None, seed, content["unprotected"]))
         for epsilon in epsilons:
             at = {"passive": {"release": {"epsilon": epsilon}}}
-            found += [(arm, epsilon, seed, merge(at, o)) for arm, o in content["arms"].items()]
+            found += [(arm, epsilon, seed, merge(o, at)) for arm, o in content["arms"].items()]
             if content.get("unclipped") is not None:
                 bare = {"name": "unclipped_noise", "sigma": releases(content, epsilon).noise}
                 overrides = merge({"passive": {"release": bare}}, content["unclipped"])

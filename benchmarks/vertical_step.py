@@ -1,7 +1,8 @@
 """What a vertical step costs over an engine, against the same step in one process.
 
     python benchmarks/vertical_step.py [--quick] [--engines resident flower in_process]
-        [--parties 1 2] [--batch 64] [--steps-per-message 1] [--output FILE.json]
+        [--parties 1 2] [--batch 64] [--steps-per-message 1] [--active-at server]
+        [--output FILE.json]
 
 A step is one mini-batch of the whole protocol: every passive party embeds, clips and noises, the
 active party trains and returns gradients, every passive party steps. The base is a plain loop over
@@ -70,6 +71,7 @@ def content(case: Mapping[str, Any], output: Path) -> dict[str, Any]:
             "optimizer": {"learning_rate": 0.01},
         },
         "active": {
+            "at": case["active_at"],
             "backbone": {"name": "small_conv", "embedding_size": 32},
             "optimizer": {"learning_rate": 0.01},
         },
@@ -200,6 +202,7 @@ def cases(options: argparse.Namespace) -> list[dict[str, Any]]:
             "n_people": options.people,
             "n_rounds": options.rounds,
             "n_workers": options.workers,
+            "active_at": options.active_at,
         }
         for n_parties in options.parties
         for engine in ("plain_loop", *options.engines)
@@ -215,6 +218,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES[1:], default=list(ENGINES[1:]))
     parser.add_argument("--parties", type=int, nargs="+", default=[1, 2], choices=[1, 2, 3])
     parser.add_argument("--steps-per-message", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--active-at", choices=["server", "client"], default="server")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=32, help="side of the views in pixels")
     parser.add_argument("--people", type=int, default=72, help="20 pictures each, eight held out")

@@ -12,26 +12,27 @@ tried again on another worker); any other message gives fresh noise, so a server
 under one number never sees two embeddings under the same noise.
 """
 
-import hashlib
 from dataclasses import replace
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clients.vertical_messages import START, continued, reply_to, round_of
 from clients.vertical_state import PartyMemory, PartyState
-from fedface.data.tensors import to_float
 from fedface.random import stream
 from fedface.vertical.augmentation import Augmentation
 from fedface.vertical.passive import PassiveParty, PassiveSettings
 from fedface.vertical.pretraining import Pretraining, pretrain_party
+from fedface.vertical.views import features
 
-Public = tuple[NDArray[np.uint8], NDArray[np.int64]]
-"""The party's view of the public people: ``(n, h, w, 3)`` pictures and ``(n,)`` whom they show."""
+View = NDArray[np.uint8] | NDArray[np.float32]
+"""``(n, h, w, 3)`` uint8 pictures, or ``(n, k)`` float32 attributes."""
 
-_START = hashlib.sha256(b"start").hexdigest()
+Public = tuple[View, NDArray[np.int64]]
+"""The party's view of the public people, and ``(n,)`` whom they show."""
 
 
 class VerticalClient:
@@ -40,7 +41,7 @@ class VerticalClient:
     Attributes:
         party: Its number, the partition id.
         name: The name of its view.
-        images: ``(n, h, w, 3)`` uint8, its view of its records; row i is what others call row i.
+        images: Its view of its records, pictures or attributes; row i is what others call row i.
         tokens: ``(n,)`` the keyed hash of each record's id.
     """
 
@@ -48,7 +49,7 @@ class VerticalClient:
         self,
         party: int,
         name: str,
-        images: NDArray[np.uint8],
+        images: View,
         tokens: tuple[str, ...],
         settings: PassiveSettings,
         augmentation: Augmentation,
@@ -94,7 +95,7 @@ class VerticalClient:
 
     def align(self, message: Message, context: Context) -> Message:
         """Replies with the tokens of its records, in the order of its rows."""
-        return _reply(message, alignment=ConfigRecord({"tokens": list(self.tokens)}))
+        return reply_to(message, alignment=ConfigRecord({"tokens": list(self.tokens)}))
 
     def train(self, message: Message, context: Context) -> Message:
         """Steps along the gradient, if one came, and releases the rows asked for, if any.
@@ -106,16 +107,16 @@ class VerticalClient:
         with_gradient = message.metadata.message_type == "train.backward"
         party, memory = self._remembered(message, context)
         self._live = None  # until everything went well: else the context says what it was
-        party.start_round(_round(message), max(self.n_rounds, 1))
+        party.start_round(round_of(message), max(self.n_rounds, 1))
         if with_gradient:
             party.backward(self._gradient(message, memory).to(self.device))
             memory = replace(memory, pending=(), is_stale=True)
         rows = self._rows(message)
-        memory = replace(memory, transcript=_continued(memory.transcript, message))
+        memory = replace(memory, transcript=continued(memory.transcript, message))
         if rows is None:
             memory = replace(memory, tensors=party.tensors(), pending=())
             self._keep(context, party, memory)
-            return _reply(message, metrics=MetricRecord({"release": memory.n_released}))
+            return reply_to(message, metrics=MetricRecord({"release": memory.n_released}))
         before = party.tensors()
         z = self._embedded(party, rows, memory.transcript)
         memory = replace(
@@ -141,10 +142,10 @@ class VerticalClient:
         if memory.is_stale:
             party.forget()
         memory = replace(
-            memory, transcript=_continued(memory.transcript, message), pending=(), is_stale=False
+            memory, transcript=continued(memory.transcript, message), pending=(), is_stale=False
         )
         z = party.embed_once(
-            to_float(self.images[rows.numpy()]).to(self.device),
+            features(self.images[rows.numpy()]).to(self.device),
             rows,
             stream(self.secret, "inference noise", memory.transcript),
         )
@@ -156,7 +157,7 @@ class VerticalClient:
         party, memory = self._remembered(message, context)
         memory = replace(memory, tensors=party.tensors(), pending=())
         self._keep(context, party, memory)
-        self.state.save(memory, _round(message))
+        self.state.save(memory, round_of(message))
         metrics = MetricRecord({"release": memory.n_released})
         if party.ledger is not None:
             spent = party.ledger.spent()
@@ -164,7 +165,7 @@ class VerticalClient:
             metrics["zero-out"] = spent.zero_out
             metrics["most-releases"] = int(party.ledger.counts.max())
             metrics["all-releases"] = int(party.ledger.counts.sum())
-        return _reply(message, metrics=metrics)
+        return reply_to(message, metrics=metrics)
 
     # ---- state
 
@@ -177,15 +178,18 @@ class VerticalClient:
         live, transcript = self._live, self.state.transcript(context)
         if live is not None and live[1].transcript == transcript:
             return live
-        memory = self.state.load(context, _round(message))
+        memory = self.state.load(context, round_of(message))
         party = self.settings.build(
-            self.images.shape[1], len(self.images), stream(self.seed, "passive party", self.party)
+            self.images.shape[1],
+            len(self.images),
+            stream(self.seed, "passive party", self.party),
+            self.images.shape[1] if self.images.ndim == 2 else None,
         )
         party.bottom.to(self.device)
         party.scale.to(self.device)
         if memory is None:
             self._pretrain(party)
-            return party, PartyMemory(party.tensors(), _START)
+            return party, PartyMemory(party.tensors(), START)
         party.load(memory.tensors)
         if memory.pending:
             self._embedded(party, torch.tensor(memory.pending), memory.transcript)
@@ -196,7 +200,7 @@ class VerticalClient:
             return
         pretrain_party(
             party,
-            to_float(self.public[0]),
+            features(self.public[0]),
             torch.from_numpy(self.public[1]),
             self.pretraining,
             self.augmentation,
@@ -206,7 +210,7 @@ class VerticalClient:
     def _embedded(self, party: PassiveParty, rows: Tensor, transcript: str) -> Tensor:
         """A training release of ``rows``; the same again for the same state and transcript."""
         changes = stream(self.secret, "augmentation", transcript)
-        batch = self.augmentation(to_float(self.images[rows.numpy()]), changes)
+        batch = self.augmentation(features(self.images[rows.numpy()]), changes)
         return party.embed(
             batch.to(self.device), rows, stream(self.secret, "training noise", transcript)
         )
@@ -245,33 +249,10 @@ class VerticalClient:
         return torch.from_numpy(np.array(values, dtype=np.float32))
 
 
-def _round(message: Message) -> int:
-    return int(str(message.content.config_records["config"]["server-round"]))
-
-
-def _continued(transcript: str, message: Message) -> str:
-    """The transcript after ``message``: a digest of it and everything before."""
-    digest = hashlib.sha256(f"{transcript} {message.metadata.message_type}".encode())
-    for name in sorted(message.content):
-        record = message.content[name]
-        if isinstance(record, ArrayRecord):
-            for key in sorted(record):
-                values = record[key].numpy()
-                digest.update(f"{name} {key} {values.dtype} {values.shape}".encode())
-                digest.update(np.ascontiguousarray(values).data)
-        elif isinstance(record, ConfigRecord):
-            digest.update(repr(sorted(record.items())).encode())
-    return digest.hexdigest()
-
-
 def _released(message: Message, z: Tensor, rows: Tensor, n_released: int) -> Message:
-    return _reply(
+    return reply_to(
         message,
         embeddings=ArrayRecord({"z": Array(z.cpu().float().numpy())}),
         records=ArrayRecord({"rows": Array(rows.numpy())}),
         metrics=MetricRecord({"release": n_released}),
     )
-
-
-def _reply(message: Message, **records: ArrayRecord | MetricRecord | ConfigRecord) -> Message:
-    return Message(RecordDict(dict(records)), reply_to=message)

@@ -2,15 +2,38 @@
 
 import logging
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.vertical import VerticalClient
+from clients.vertical_active import ActiveClient
 from simulations.build import device_of_worker
+from simulations.vertical_active import build_active_client
 from simulations.vertical_build import build_client, build_records
 from simulations.vertical_schema import VerticalConfig
+
+Party = VerticalClient | ActiveClient
+Act = Callable[[Message, Context], Message]
+
+_PASSIVE: dict[str, Callable[[VerticalClient], Act]] = {
+    "query.align": lambda party: party.align,
+    "train.embed": lambda party: party.train,
+    "train.backward": lambda party: party.train,
+    "train.save": lambda party: party.save,
+    "evaluate.embed": lambda party: party.evaluate,
+}
+_ACTIVE: dict[str, Callable[[ActiveClient], Act]] = {
+    "query.align": lambda party: party.align,
+    "train.start": lambda party: party.start,
+    "train.steps": lambda party: party.steps,
+    "train.alone": lambda party: party.alone,
+    "train.keep": lambda party: party.keep,
+    "train.save": lambda party: party.save,
+    "evaluate.measure": lambda party: party.measure,
+}
+"""What each kind of party does with each type of message."""
 
 _RAISED = 2  # Flower's code for a client that raised
 
@@ -26,57 +49,56 @@ def vertical_client_app(config: VerticalConfig) -> ClientApp:
         metrics = MetricRecord({"partition-id": int(context.node_config["partition-id"])})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
-    @app.query("align")
-    def align(message: Message, context: Context) -> Message:
-        """Sends the tokens of this party's records."""
-        return _answer(source, message, context, lambda party: party.align(message, context))
+    def answer(message: Message, context: Context) -> Message:
+        return _answer(source, message, context)
 
-    @app.train("embed")
-    def embed(message: Message, context: Context) -> Message:
-        """Releases the embeddings of a training batch."""
-        return _answer(source, message, context, lambda party: party.train(message, context))
-
-    @app.train("backward")
-    def backward(message: Message, context: Context) -> Message:
-        """Steps along a gradient and releases the next batch."""
-        return _answer(source, message, context, lambda party: party.train(message, context))
-
-    @app.train("save")
-    def save(message: Message, context: Context) -> Message:
-        """Writes this party's state down."""
-        return _answer(source, message, context, lambda party: party.save(message, context))
-
-    @app.evaluate("embed")
-    def evaluate(message: Message, context: Context) -> Message:
-        """Releases embeddings for inference."""
-        return _answer(source, message, context, lambda party: party.evaluate(message, context))
-
+    for kind in sorted({*_PASSIVE, *_ACTIVE}):
+        category, _, action = kind.partition(".")
+        register = {"query": app.query, "train": app.train, "evaluate": app.evaluate}[category]
+        register(action)(answer)
     return app
 
 
-def _answer(
-    source: str,
-    message: Message,
-    context: Context,
-    act: Callable[[VerticalClient], Message],
-) -> Message:
+def _answer(source: str, message: Message, context: Context) -> Message:
     """The party's reply, or why it failed in one line; Flower would send a traceback of pages."""
     try:
-        return act(party(source, int(context.node_config["partition-id"])))
+        found = party(source, int(context.node_config["partition-id"]))
+        return _act(found, str(message.metadata.message_type))(message, context)
     except Exception as error:
         logging.getLogger(__name__).exception("party failed")
         return Message(Error(_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
 
 
+def _act(party: Party, kind: str) -> Act:
+    """What ``party`` does with messages of this type; the other kind of party's are refused."""
+    if isinstance(party, ActiveClient):
+        if kind in _ACTIVE:
+            return _ACTIVE[kind](party)
+    elif kind in _PASSIVE:
+        return _PASSIVE[kind](party)
+    name = "active" if isinstance(party, ActiveClient) else party.name
+    raise ValueError(f"party {name} needs messages for its own kind of party, got {kind}")
+
+
 @lru_cache(maxsize=1)
-def _worker(source: str) -> Callable[[int], VerticalClient]:
+def _worker(source: str) -> Callable[[int], Party]:
     """Records and device of one run in this process; parties are made of them on demand."""
     config = VerticalConfig.model_validate_json(source)
     device = device_of_worker()
     records = build_records(config)
-    return lru_cache(maxsize=None)(lambda number: build_client(config, records, number, device))
+
+    @cache
+    def made(number: int) -> Party:
+        if config.active.at == "client" and number == len(config.parties.passive):
+            return build_active_client(config, records, device)
+        return build_client(config, records, number, device)
+
+    return made
 
 
-def party(source: str, number: int) -> VerticalClient:
-    """Returns passive party ``number`` of the run with the JSON configuration ``source``."""
+def party(source: str, number: int) -> Party:
+    """Returns party ``number`` of the run with the JSON configuration ``source``.
+
+    The passive parties come first; the active one, where it is a client, is the one after them.
+    """
     return _worker(source)(number)

@@ -1,7 +1,6 @@
 """From a vertical configuration to what a run works with: records, views, parties and ids."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from clients.vertical import VerticalClient
 from clients.vertical_state import PartyState
+from fedface.data.attributes import record_ids
 from fedface.data.faces import Faces, Skip
 from fedface.data.split import SplitByIdentity, require_disjoint, split_by_identity
 from fedface.data.tensors import to_float
@@ -20,29 +20,13 @@ from fedface.random import numpy_stream, stream
 from fedface.vertical.active import ActiveParty
 from fedface.vertical.alignment import hashed
 from fedface.vertical.channel import Channel
-from fedface.vertical.kinds import record_identities
 from fedface.vertical.pretraining import pretrain_backbone
 from simulations.vertical_schema import VerticalConfig
+from simulations.vertical_sections import ATTRIBUTES
+from simulations.vertical_views import Group, Views, attributes_of, cut, views_used
 
 TRAIN, ENROLLED_TEST, CALIBRATION, TEST = range(4)
 """The groups of records."""
-
-Views = Mapping[str, NDArray[np.uint8]]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Records of some people.
-
-    Attributes:
-        views: View name -> ``(n, h, w, 3)`` uint8.
-        identities: ``(n,)`` int64 whom each record shows, 0..n_people - 1.
-        names: The people.
-    """
-
-    views: Views
-    identities: NDArray[np.int64]
-    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -51,7 +35,7 @@ class VerticalRecords:
 
     Attributes:
         ids: ``(n,)`` the records' names, which the parties have in common and never send.
-        views: View name -> ``(n, h, w, 3)`` uint8.
+        views: See :data:`Views`.
         identities: ``(n,)`` int64 whom each shows, counted within its group of people.
         groups: ``(n,)`` int64, which of the groups each belongs to.
         n_enrolled: People who train.
@@ -73,12 +57,14 @@ class VerticalRecords:
 
     @cached_property
     def image_size(self) -> int:
-        """The side of the square views in pixels.
+        """The side of the square views in pixels; 0 without any picture.
 
         Raises:
             ValueError: If views differ or are not square.
         """
-        shapes = {name: images.shape[1:3] for name, images in self.views.items()}
+        shapes = {name: v.shape[1:3] for name, v in self.views.items() if v.ndim == 4}
+        if not shapes:
+            return 0
         if len({*shapes.values()}) != 1 or len(set(next(iter(shapes.values())))) != 1:
             raise ValueError(f"data.views.size needs to make all views one square, got {shapes}")
         return int(next(iter(shapes.values()))[0])
@@ -97,21 +83,22 @@ def build_records(config: VerticalConfig) -> VerticalRecords:
         numpy_stream(config.seed, "split"),
     )
     enrolled, public = _public_apart(config, split.train)
-    groups = [_cut(config, part) for part in (enrolled, split.calibration, split.test)]
+    known = attributes_of(config, faces)
+    groups = [cut(config, part, known) for part in (enrolled, split.calibration, split.test)]
     kept = _kept_for_test(config, groups[0])
     numbers = [np.where(kept, ENROLLED_TEST, TRAIN)]
     numbers += [
         np.full(len(group.identities), number)
         for group, number in zip(groups[1:], (CALIBRATION, TEST), strict=True)
     ]
-    used = _views_used(config)
+    used = views_used(config)
     records = VerticalRecords(
-        ids=tuple(name for group in groups for name in _ids(group)),
+        ids=tuple(name for group in groups for name in record_ids(group.identities, group.names)),
         views={view: np.concatenate([g.views[view] for g in groups]) for view in used},
         identities=np.concatenate([g.identities for g in groups]),
         groups=np.concatenate(numbers).astype(np.int64),
         n_enrolled=enrolled.n_identities,
-        public=None if public is None else _cut(config, public),
+        public=None if public is None else cut(config, public, known),
         skipped=faces.skipped,
     )
     _check(config, records)
@@ -137,28 +124,6 @@ def _public_apart(config: VerticalConfig, train: Faces) -> tuple[Faces, Faces | 
     return train.select(np.flatnonzero(~chosen)), train.select(np.flatnonzero(chosen))
 
 
-def _views_used(config: VerticalConfig) -> tuple[str, ...]:
-    own = config.parties.active
-    return (*config.parties.passive, *([own] if own else []))
-
-
-def _cut(config: VerticalConfig, faces: Faces) -> Group:
-    views = config.data.views
-    cut = dict(zip(views.views, views.cut(faces.images), strict=True))
-    identities = record_identities(views, faces.identities)
-    return Group({view: cut[view] for view in _views_used(config)}, identities, faces.names)
-
-
-def _ids(group: Group) -> list[str]:
-    """The name of the person and the number of the record among his or hers."""
-    seen: dict[int, int] = {}
-    ids = []
-    for person in group.identities.tolist():
-        seen[person] = seen.get(person, -1) + 1
-        ids.append(f"{group.names[person]}/{seen[person]}")
-    return ids
-
-
 def _kept_for_test(config: VerticalConfig, enrolled: Group) -> NDArray[np.bool_]:
     """Which records of the enrolled are not trained on; everybody keeps one to train on."""
     kept = np.zeros(len(enrolled.identities), dtype=bool)
@@ -172,7 +137,8 @@ def _kept_for_test(config: VerticalConfig, enrolled: Group) -> NDArray[np.bool_]
 def _check(config: VerticalConfig, records: VerticalRecords) -> None:
     """Refuses people whom nothing could be measured on, and views that no backbone reads."""
     size = records.image_size
-    config.passive.backbone.build(size, stream(config.seed, "fit"))
+    if {*config.parties.passive} - {ATTRIBUTES}:
+        config.passive.backbone.build(size, stream(config.seed, "fit"))
     if config.active.backbone is not None:
         config.active.backbone.build(size, stream(config.seed, "fit"))
     if config.evaluation.matching is None:

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from fedface.config import ConfigError
+from fedface.config import ConfigError, parse_config
 from fedface.report.run_folder import RunFolder, RunFolderError, write_atomically
 from fedface.report.tables import Table
 from fedface.report.vertical_tables import vertical_table
@@ -97,6 +97,7 @@ def summarise_vertical(config: VerticalConfig, folder: RunFolder) -> dict[str, A
         "kind": config.kind,
         "seed": config.seed,
         "parties": config.parties.model_dump(mode="json"),
+        "active_at": config.active.at,
         "release": release.name,
         "statement": release.statement() if config.parties.passive else None,
         "noise_per_clip": None if release.bound is None else release.noise / release.bound,
@@ -152,18 +153,22 @@ def _federate(
     from simulations.build import device_of_worker
     from simulations.engine import InProcessEngine
     from simulations.server import WorkerLost
+    from simulations.vertical_active import build_active_side
     from simulations.vertical_app import vertical_client_app
     from simulations.vertical_display import VerticalDisplay
     from simulations.vertical_server import VerticalServer
 
-    n_passive, total = len(config.parties.passive), config.training.total_rounds
-    engine = config.engine if n_passive else InProcessEngine()  # nobody to send anything to
+    n_nodes, total = config.n_nodes, config.training.total_rounds
+    engine = config.engine if n_nodes else InProcessEngine()  # nobody to send anything to
+    # An active party that is a client has its labels there: the server gets none.
+    hosted = config.active.at == "server"
+    side = build_active_side(config, records, device_of_worker()) if hosted else None
     for restarts_left in reversed(range(engine.max_restarts + 1)):
         with VerticalDisplay(console, title, total) as display:
-            server = VerticalServer(config, records, folder, display, device_of_worker())
+            server = VerticalServer(config, side, folder, display)
             try:
                 if server.completed < total:
-                    engine.run(server, vertical_client_app(config), n_passive)
+                    engine.run(server, vertical_client_app(config), n_nodes)
                 return
             except WorkerLost as error:
                 if not restarts_left:
@@ -183,12 +188,20 @@ def _prepare(folder: RunFolder, config: VerticalConfig, resume: bool) -> None:
 
 def _require_same(folder: RunFolder, config: VerticalConfig) -> None:
     """Refuses to mix two configurations in one folder."""
-    old, new = folder.config, config.to_yaml_dict()
+    old, new = _completed(folder.config), config.to_yaml_dict()
     if differing := sorted(k for k in {*old, *new} if old.get(k) != new.get(k)):
         raise RunFolderError(
             f"{folder.path}: --resume needs the configuration that the run was started with, "
             f"found other values in: {', '.join(differing)}"
         )
+
+
+def _completed(content: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the defaults of settings that are younger than its run."""
+    try:
+        return parse_config(content, VerticalConfig, "config.yaml").to_yaml_dict()
+    except ConfigError:
+        return content
 
 
 def _show(console: Console, table: Table, config: VerticalConfig) -> None:

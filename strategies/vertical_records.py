@@ -58,11 +58,11 @@ def to_embeddings(reply: Message, asked: Tensor, channel: Channel) -> tuple[Tens
         InvalidReply: Names the party, if it failed or answers for other rows, or its embeddings
             have another shape or type, are not finite or longer than clip and noise allow.
     """
-    content = _content(reply, channel.party, {"embeddings", "records", "metrics"})
-    rows = _values(content, "records", "rows", channel.party, asked.numel() * 8)
+    content = content_of(reply, channel.party, {"embeddings", "records", "metrics"})
+    rows = named_values(content, "records", ("rows",), channel.party, asked.numel() * 8)["rows"]
     _check_rows(rows, asked, channel.party)
     limit = asked.numel() * channel.dim * 4
-    values = _values(content, "embeddings", "z", channel.party, limit)
+    values = named_values(content, "embeddings", ("z",), channel.party, limit)["z"]
     if values.dtype != np.float32:
         raise InvalidReply(f"party {channel.party} needs to send float32, got {values.dtype}")
     z = torch.from_numpy(np.array(values))
@@ -79,7 +79,7 @@ def to_tokens(reply: Message, party: str, most: int) -> tuple[str, ...]:
     Raises:
         InvalidReply: Names the party, if there are none or more than ``most``.
     """
-    record = _content(reply, party, {"alignment"}).get("alignment")
+    record = content_of(reply, party, {"alignment"}).get("alignment")
     tokens = record.get("tokens") if isinstance(record, ConfigRecord) else None
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise InvalidReply(f"party {party} needs to send a list of tokens, got none")
@@ -94,7 +94,7 @@ def to_spent(reply: Message, party: str) -> dict[str, float]:
     Raises:
         InvalidReply: Names the party, if it failed or says something else.
     """
-    metrics = _content(reply, party, {"metrics"}).get("metrics")
+    metrics = content_of(reply, party, {"metrics"}).get("metrics")
     if not isinstance(metrics, MetricRecord):
         raise InvalidReply(f"party {party} needs to send metrics, got {type(metrics).__name__}")
     known = ("release", "replace-one", "zero-out", "most-releases", "all-releases")
@@ -111,7 +111,12 @@ def failure(reply: Message) -> str | None:
     return str(reply.error.reason) if reply.has_error() else None
 
 
-def _content(reply: Message, party: str, allowed: set[str]) -> Mapping[str, object]:
+def content_of(reply: Message, party: str, allowed: set[str]) -> Mapping[str, object]:
+    """Returns the records of an untrusted reply.
+
+    Raises:
+        InvalidReply: Names the party, if it failed or sent no or other records than ``allowed``.
+    """
     if reply.has_error():
         raise InvalidReply(f"party {party} failed: {shortened(str(reply.error.reason), 300)}")
     if not reply.has_content():
@@ -123,23 +128,38 @@ def _content(reply: Message, party: str, allowed: set[str]) -> Mapping[str, obje
     return reply.content
 
 
-def _values(
-    content: Mapping[str, object], record: str, name: str, party: str, n_bytes: int
-) -> NDArray[np.generic]:
-    """One array of an untrusted reply, refused when it is larger than it may be."""
+def named_values(
+    content: Mapping[str, object], record: str, names: Sequence[str], party: str, n_bytes: int
+) -> dict[str, NDArray[np.generic]]:
+    """Returns the arrays of one record of an untrusted reply.
+
+    Args:
+        content: All records.
+        record: Which.
+        names: The arrays that it needs to hold, no others.
+        party: Who sent it.
+        n_bytes: The most that one array may hold.
+
+    Raises:
+        InvalidReply: Names the party, if there are other arrays, or one is larger or unreadable.
+    """
     found = content.get(record)
-    array = found.get(name) if isinstance(found, ArrayRecord) else None
-    if array is None or not isinstance(found, ArrayRecord) or len(found) != 1:
-        raise InvalidReply(f"party {party} needs to send {record}[{name}] alone, got other arrays")
+    if not isinstance(found, ArrayRecord) or set(found) != set(names):
+        wanted = " and ".join(f"{record}[{name}]" for name in names)
+        raise InvalidReply(f"party {party} needs to send {wanted} alone, got other arrays")
+    return {name: _array(found[name], f"{record}[{name}]", party, n_bytes) for name in names}
+
+
+def _array(array: Array, name: str, party: str, n_bytes: int) -> NDArray[np.generic]:
+    """One array, refused when it is larger than it may be."""
     if isinstance(array, HeldArray):
         return array.values.numpy()
     if len(array.data) > n_bytes + _HEADER_BYTES:
         raise InvalidReply(
-            f"party {party} needs to send {record}[{name}] of {n_bytes} bytes, "
-            f"got {len(array.data)}"
+            f"party {party} needs to send {name} of {n_bytes} bytes, got {len(array.data)}"
         )
     try:
-        return values_of(f"{record}[{name}]", array)
+        return values_of(name, array)
     except InvalidReply as error:
         raise InvalidReply(f"party {party}: {error}") from None
 

@@ -5,9 +5,13 @@ from typing import Annotated
 from pydantic import Field
 
 from fedface.privacy.baselines import UnclippedNoise, Unprotected
+from fedface.privacy.poisson_binomial import PoissonBinomialRelease
 from fedface.privacy.release import BudgetSpent, EmbeddingRelease, Ledger, Spent
 
-AnyRelease = Annotated[EmbeddingRelease | UnclippedNoise | Unprotected, Field(discriminator="name")]
+AnyRelease = Annotated[
+    EmbeddingRelease | PoissonBinomialRelease | UnclippedNoise | Unprotected,
+    Field(discriminator="name"),
+]
 """Every way of sharing embeddings that a YAML file can name."""
 
 __all__ = [
@@ -15,6 +19,7 @@ __all__ = [
     "BudgetSpent",
     "EmbeddingRelease",
     "Ledger",
+    "PoissonBinomialRelease",
     "Spent",
     "UnclippedNoise",
     "Unprotected",

@@ -19,7 +19,7 @@ last bits (Mironov, CCS 2012).
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Protocol, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -133,9 +133,12 @@ class EmbeddingRelease(Config):
         Raises:
             ValueError: If ``n_records`` is below 1.
         """
-        if n_records < 1:
-            raise ValueError(f"a ledger needs n_records >= 1, got {n_records}")
-        return Ledger(self, torch.zeros(n_records, dtype=torch.int64))
+        return new_ledger(self, n_records)
+
+    @property
+    def mechanism(self) -> tuple[float, ...]:
+        """What an account is kept for: (clip, sigma, n_parties)."""
+        return (self.clip, self.noise, self.n_parties)
 
     def statement(self) -> str:
         """Returns what may be said of these releases, and what may not, in one sentence."""
@@ -154,6 +157,25 @@ class EmbeddingRelease(Config):
         )
 
 
+class Accounted(Protocol):
+    """A mechanism that a ledger can account: :class:`EmbeddingRelease`, for example."""
+
+    @property
+    def n_releases(self) -> int:
+        """How often one record may be released."""
+
+    @property
+    def delta(self) -> float:
+        """At which epsilon is stated."""
+
+    @property
+    def mechanism(self) -> tuple[float, ...]:
+        """The numbers that the cost of a release follows from."""
+
+    def cost(self, n_releases: int, delta: float) -> Spent:
+        """Returns the epsilon of ``n_releases`` of one record."""
+
+
 @dataclass(frozen=True)
 class Ledger:
     """How often each record was released, and the budget that this must not exceed.
@@ -166,7 +188,7 @@ class Ledger:
         counts: ``(n_records,)`` int64 releases of each record so far.
     """
 
-    release: EmbeddingRelease
+    release: Accounted
     counts: Tensor
 
     def charge(self, records: Tensor) -> "Ledger":
@@ -213,21 +235,31 @@ class Ledger:
         return {"counts": self.counts.clone(), "mechanism": self._mechanism()}
 
     @classmethod
-    def from_tensors(cls, release: EmbeddingRelease, tensors: dict[str, Tensor]) -> "Ledger":
+    def from_tensors(cls, release: Accounted, tensors: dict[str, Tensor]) -> "Ledger":
         """Returns the account that :meth:`to_tensors` wrote.
 
         Raises:
-            ValueError: If it was kept for another clip, sigma or number of parties: its counts
-                then do not say what was spent.
+            ValueError: If it was kept for another mechanism (clip, sigma or number of parties, for
+                example): its counts then do not say what was spent.
         """
         ledger = cls(release, tensors["counts"].clone())
         if not torch.equal(ledger._mechanism(), tensors["mechanism"]):
             raise ValueError(
-                "a ledger needs the mechanism it was kept for, (clip, sigma, n_parties) = "
+                "a ledger needs the mechanism it was kept for, "
                 f"{tuple(tensors['mechanism'].tolist())}, got {tuple(ledger._mechanism().tolist())}"
             )
         return ledger
 
     def _mechanism(self) -> Tensor:
-        values = (self.release.clip, self.release.noise, self.release.n_parties)
-        return torch.tensor(values, dtype=torch.float64)
+        return torch.tensor(self.release.mechanism, dtype=torch.float64)
+
+
+def new_ledger(release: Accounted, n_records: int) -> Ledger:
+    """Returns an empty ledger of ``release`` for records 0..n_records - 1.
+
+    Raises:
+        ValueError: If ``n_records`` is below 1.
+    """
+    if n_records < 1:
+        raise ValueError(f"a ledger needs n_records >= 1, got {n_records}")
+    return Ledger(release, torch.zeros(n_records, dtype=torch.int64))

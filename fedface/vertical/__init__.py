@@ -11,11 +11,15 @@ from fedface.vertical.distribution import AnyDistribution
 from fedface.vertical.passive import PassiveParty, PassiveSettings
 from fedface.vertical.post import AnyPost
 from fedface.vertical.scale import AnyScale
+from fedface.vertical.trainer import ActiveRecords, ActiveSide, ActiveTrainer
 from fedface.vertical.views import AnyViews
 
 __all__ = [
     "ActiveParty",
+    "ActiveRecords",
     "ActiveSettings",
+    "ActiveSide",
+    "ActiveTrainer",
     "AnyDistribution",
     "AnyPost",
     "AnyScale",

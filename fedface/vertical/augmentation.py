@@ -31,6 +31,8 @@ class Augmentation(Config):
     def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """Returns changed ``(n, 3, h, w)`` views in [-1, 1]; ``images`` stay as they are.
 
+        Attributes, ``(n, k)``, come back unchanged: none of the changes is one of theirs.
+
         Args:
             images: Views in [-1, 1].
             rng: A CPU generator; a draw of each kind is made whether or not it is used, so that
@@ -39,6 +41,8 @@ class Augmentation(Config):
         Raises:
             ValueError: If a view is not larger than the shift.
         """
+        if images.ndim == 2:
+            return images
         n = len(images)
         across, down = torch.randint(-self.shift, self.shift + 1, (2, n), generator=rng)
         mirrored = torch.rand(n, generator=rng) < 0.5

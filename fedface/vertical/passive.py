@@ -7,15 +7,17 @@ reconstruction of standard split learning around it. Nothing here knows a networ
 from collections.abc import Mapping
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from fedface import parameters
 from fedface.backbones import AnyBackbone, SmallConv
+from fedface.backbones.initialisation import initialised
 from fedface.config import Config
 from fedface.modes import evaluating
-from fedface.privacy import AnyRelease, Ledger
+from fedface.privacy import AnyRelease, Ledger, PoissonBinomialRelease
 from fedface.training.optimizers import SGD
+from fedface.vertical.joint import perceptron
 from fedface.vertical.momentum import momentum, restore_momentum
 from fedface.vertical.scale import AnyScale, NoScale, Sphere
 
@@ -25,12 +27,15 @@ class PassiveSettings(Config):
 
     Attributes:
         backbone: The bottom model; its ``embedding_size`` is d, the length of what is sent.
+        attribute_hidden: Widths of the hidden layers of the perceptron that is the bottom model of
+            a party which holds attributes instead of pictures; it has the same d.
         scale: How embeddings are fitted into the ball of radius C.
         release: Clip, noise and budget.
         optimizer: Of the bottom model and the scale.
     """
 
     backbone: AnyBackbone = Field(default_factory=lambda: SmallConv(embedding_size=32))
+    attribute_hidden: tuple[PositiveInt, ...] = (64,)
     scale: AnyScale = Sphere()
     release: AnyRelease
     optimizer: SGD = SGD()
@@ -44,16 +49,37 @@ class PassiveSettings(Config):
             )
         return self
 
-    def build(self, image_size: int, n_records: int, rng: torch.Generator) -> "PassiveParty":
+    @model_validator(mode="after")
+    def _dimensions_agree(self) -> "PassiveSettings":
+        release, dim = self.release, self.backbone.embedding_size
+        if isinstance(release, PoissonBinomialRelease) and release.dim != dim:
+            raise ValueError(
+                f"release.dim needs to be the backbone's embedding_size, {dim}, got {release.dim}"
+            )
+        return self
+
+    def build(
+        self,
+        image_size: int,
+        n_records: int,
+        rng: torch.Generator,
+        n_attributes: int | None = None,
+    ) -> "PassiveParty":
         """Returns a new party for square views of ``image_size`` pixels; ``rng`` fixes it.
 
         Args:
             image_size: The side of the views, in pixels.
             n_records: Records of the party, training and test together.
             rng: Draws the initial weights.
+            n_attributes: Numbers in each record of a party that holds attributes; then
+                ``image_size`` means nothing. None is a party with pictures.
         """
-        bottom = self.backbone.build(image_size, rng)
-        return PassiveParty(bottom, self.backbone.embedding_size, self, n_records)
+        dim = self.backbone.embedding_size
+        if n_attributes is None:
+            return PassiveParty(self.backbone.build(image_size, rng), dim, self, n_records)
+        widths = (n_attributes, *self.attribute_hidden, dim)
+        bottom = initialised(lambda: perceptron(widths), rng)
+        return PassiveParty(bottom, dim, self, n_records)
 
 
 class PassiveParty:

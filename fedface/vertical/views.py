@@ -5,14 +5,17 @@ with ``cut(images) -> tuple of images``, one entry per party, image by image and
 whole sets and single batches can be cut alike.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, PositiveInt
+from torch import Tensor
 
 from fedface.config import Config
+from fedface.data.tensors import to_float
 
 Images = NDArray[np.uint8]
 
@@ -99,6 +102,22 @@ def _check(images: Images) -> Images:
     if min(images.shape[1:3]) < 2:
         raise ValueError(f"views need images of 2 x 2 pixels or more, got {images.shape[1:3]}")
     return images
+
+
+def features(view: NDArray[Any]) -> Tensor:
+    """Returns what a bottom model reads of a view: pictures in [-1, 1], or attributes as they are.
+
+    Args:
+        view: ``(n, h, w, 3)`` uint8 pictures, or ``(n, k)`` float32 attributes.
+
+    Raises:
+        ValueError: If it is neither, or an attribute is not finite.
+    """
+    if view.ndim != 2:
+        return to_float(view)
+    if view.dtype != np.float32 or not np.isfinite(view).all():
+        raise ValueError(f"attributes need finite float32 values, got others ({view.dtype})")
+    return torch.from_numpy(np.array(view))
 
 
 def stretched(view: Images, size: int | None) -> Images:

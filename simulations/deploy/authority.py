@@ -137,6 +137,21 @@ def read_certificate(path: Path) -> x509.Certificate:
         raise ConfigError(f"{path}: needed a certificate, found: {error}") from None
 
 
+def require_in_date(path: Path, remedy: str) -> None:
+    """Checks that the certificate in ``path`` is valid today; ``remedy`` says what to do else.
+
+    Raises:
+        ConfigError: If there is none, or it is not valid yet or any more.
+    """
+    found = read_certificate(path)
+    if not found.not_valid_before_utc <= datetime.now(UTC) <= found.not_valid_after_utc:
+        raise ConfigError(
+            f"{path}: needed a certificate that is valid now, found one from "
+            f"{found.not_valid_before_utc:%Y-%m-%d} to {found.not_valid_after_utc:%Y-%m-%d} "
+            f"({remedy})"
+        )
+
+
 def fingerprint(certificate: x509.Certificate) -> str:
     """Returns the SHA-256 of a certificate, to be compared by telephone."""
     digest = certificate.fingerprint(hashes.SHA256()).hex()

@@ -30,7 +30,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from fedface.config import ConfigError
-from simulations.deploy.authority import require_private
+from simulations.deploy.authority import require_in_date, require_private
 from simulations.deploy.settings import OperatorSettings
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ def connected(settings: OperatorSettings) -> Iterator[Control]:
         ConfigError: If the operator's files cannot be used.
     """
     require_private(settings.key)
+    require_in_date(settings.certificate, "fedface federation operator writes a new operator's")
     try:
         context = ssl.create_default_context(cafile=settings.ca)
         context.load_cert_chain(settings.certificate, settings.key)

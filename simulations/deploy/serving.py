@@ -7,12 +7,11 @@ import ssl
 import subprocess
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
 from errno import EADDRINUSE
 from time import monotonic, sleep
 
 from fedface.config import ConfigError
-from simulations.deploy.authority import read_certificate, require_private
+from simulations.deploy.authority import require_in_date, require_private
 from simulations.deploy.processes import flower_environment, program, run_together
 from simulations.deploy.proxy import nginx, operator_serials, write_configuration
 from simulations.deploy.settings import SERVER, ServerFolder, ServerSettings
@@ -65,14 +64,7 @@ def check_server(folder: ServerFolder, settings: ServerSettings) -> None:
         ConfigError: If one is missing, open to others, expired or not for this machine's names.
     """
     require_private(folder.tls / "server.key")
-    certificate = read_certificate(folder.tls / "server.crt")
-    now = datetime.now(UTC)
-    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-        raise ConfigError(
-            f"{folder.tls}/server.crt: needed a certificate that is valid now, found one from "
-            f"{certificate.not_valid_before_utc:%Y-%m-%d} to "
-            f"{certificate.not_valid_after_utc:%Y-%m-%d} (fedface federation renew)"
-        )
+    require_in_date(folder.tls / "server.crt", "fedface federation renew")
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(folder.tls / "server.crt", folder.tls / "server.key")

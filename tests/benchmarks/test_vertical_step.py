@@ -18,13 +18,15 @@ CASE = {
     "n_people": 11,
     "n_rounds": 2,
     "n_workers": 1,
+    "active_at": "server",
 }
 
 
 @pytest.mark.parametrize("engine", ["in_process", "resident", "flower", "plain_loop"])
 def test_every_case_is_a_valid_run(engine: str) -> None:
-    content = step.content({**CASE, "engine": engine}, Path("out"))
+    content = step.content({**CASE, "engine": engine, "active_at": "client"}, Path("out"))
     config = parse_config(content, VerticalConfig, "case")
+    assert config.active.at == "client"
     assert len(config.parties.passive) == 2
     assert config.engine.name == ("in_process" if engine == "plain_loop" else engine)
 

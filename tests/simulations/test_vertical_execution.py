@@ -17,6 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from fedface.config import parse_config
 from fedface.report.run_folder import RunFolder, RunFolderError
 from simulations import vertical_app
 from simulations.cli import app as command
@@ -151,15 +152,10 @@ def faulty(config: VerticalConfig, party: int, change: Change) -> ClientApp:
             change(reply.content)
         return reply
 
-    for register in (
-        made.query(),
-        made.query("align"),
-        made.train("embed"),
-        made.train("backward"),
-        made.train("save"),
-        made.evaluate("embed"),
-    ):
-        register(answer)
+    for kind in {*vertical_app._PASSIVE, *vertical_app._ACTIVE}:
+        category, _, action = kind.partition(".")
+        getattr(made, category)(action)(answer)
+    made.query()(answer)
     return made
 
 
@@ -217,6 +213,28 @@ def test_nobody_valid_for_too_long_ends_the_run_and_names_why(
     ):
         ran(config)
     assert RunFolder(config.folder).checkpoint_rounds() == [1]
+
+
+def test_the_poisson_binomial_baseline_runs_and_accounts_itself(tmp_path: Path) -> None:
+    content = tiny_vertical_content(tmp_path, training={"n_rounds": 2}, evaluation={"every": None})
+    content["passive"] |= {
+        "scale": {"name": "none"},
+        "release": {
+            "name": "poisson_binomial",
+            "dim": 8,
+            "epsilon": 100.0,
+            "n_releases": 2,
+            "n_parties": 2,
+        },
+    }
+    config = parse_config(content, VerticalConfig, "tiny")
+    result = ran(config).result() or {}
+    assert result["release"] == "poisson_binomial" and result["n_refused"] == 0
+    assert "Poisson binomial mechanism, without a secure sum" in result["statement"]
+    for spent in result["spent"].values():
+        assert spent["most_releases"] == 2
+        assert spent["replace_one"] == pytest.approx(100.0)
+        assert 0 < spent["zero_out"] < 100
 
 
 def test_the_active_party_alone_needs_nobody(tmp_path: Path) -> None:

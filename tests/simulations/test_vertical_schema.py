@@ -13,6 +13,14 @@ from simulations.vertical_schema import (
 )
 from tests.simulations.tiny_vertical import tiny_vertical, tiny_vertical_content
 
+BINOMIAL = {
+    "name": "poisson_binomial",
+    "dim": 8,
+    "theta": 0.1,
+    "n_releases": 4,
+    "n_parties": 2,
+}
+
 
 def test_the_tiny_run_is_valid_and_survives_yaml(tmp_path: Path) -> None:
     config = tiny_vertical(tmp_path)
@@ -44,6 +52,16 @@ def test_the_tiny_run_is_valid_and_survives_yaml(tmp_path: Path) -> None:
         ({"evaluation": {"matching": {"gallery": "top_right", "probe": "nose"}}}, "needs two of"),
         ({"evaluation": {"matching": {"gallery": "a", "probe": "a"}}}, "matching needs two views"),
         ({"federation": {"drop_out": 1.0}}, "federation.drop_out"),
+        (
+            {"passive": {"release": {**BINOMIAL, "n_releases": 2}}},
+            "passive.release.n_releases needs >= 3",
+        ),
+        (
+            {"passive": {"release": {**BINOMIAL, "n_parties": 1}}},
+            "the number of passive parties, 2, got 1",
+        ),
+        ({"passive": {"release": {**BINOMIAL, "dim": 9}}}, "embedding_size, 8, got 9"),
+        ({"active": {"at": "cloud"}}, "active.at: Input should be 'server' or 'client'"),
         ({"unknown": 1}, "unknown: Extra inputs are not permitted"),
     ],
 )
@@ -116,3 +134,10 @@ def test_output_takes_the_run_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(yaml.safe_dump(tiny_vertical_content(tmp_path)))
     assert load_vertical(path, tmp_path / "b").folder == tmp_path / "b" / "tiny"
+
+
+def test_the_active_party_is_a_node_where_it_is_a_client(tmp_path: Path) -> None:
+    assert tiny_vertical(tmp_path).n_nodes == 2
+    assert tiny_vertical(tmp_path, active={"at": "client"}).n_nodes == 3
+    alone = tiny_vertical(tmp_path, active={"at": "client"}, parties={"passive": []})
+    assert alone.n_nodes == 1

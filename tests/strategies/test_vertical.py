@@ -20,7 +20,10 @@ from fedface.vertical.augmentation import Augmentation
 from fedface.vertical.channel import Channel
 from fedface.vertical.distribution import NoDistribution
 from fedface.vertical.passive import PassiveSettings
-from strategies.vertical import ActiveRecords, RoundFacts, VerticalStrategy
+from fedface.vertical.trainer import ActiveRecords, ActiveSide, ActiveTrainer, Pieces
+from strategies.vertical import RoundFacts, VerticalStrategy
+from strategies.vertical_parties import PassiveParties
+from strategies.vertical_seats import HostedActive
 from tests.strategies.grid import InProcessGrid
 
 N, DIM, KEY = 12, 8, b"0123456789abcdef"
@@ -74,17 +77,39 @@ def node(party: int, tamper: Tamper | None = None) -> Callable[[Message], Messag
     return answer
 
 
-def strategy(own: bool = False, missing: str = "mean") -> VerticalStrategy:
-    channels = [Channel(f"p{k}", DIM, RELEASE.bound, RELEASE.noise) for k in (0, 1)]
-    made = VerticalStrategy(channels, timeout=0.3, device=torch.device("cpu"))
-    made.active = ActiveSettings(
-        backbone=CONV if own else None,
-        distribution=NoDistribution(),
-        missing=missing,
-        hidden=(),
-        embedding_size=4,
-    ).build(channels, 3, N, 16, stream(0, "active"))
-    return made
+def channels() -> list[Channel]:
+    return [Channel(f"p{k}", DIM, RELEASE.bound, RELEASE.noise) for k in (0, 1)]
+
+
+def side(own: bool = False, missing: str = "mean", alone: bool = False) -> ActiveSide:
+    """An active party that holds all records, the last three of the aligned to measure on."""
+
+    def prepare(rows: Tensor, is_fresh: bool) -> ActiveTrainer:
+        party = ActiveSettings(
+            backbone=CONV if own else None,
+            distribution=NoDistribution(),
+            missing=missing,
+            hidden=(),
+            embedding_size=4,
+        ).build(channels(), 3, N, 16, stream(0, "active"))
+        n, views = len(rows), None
+        if own:
+            views = numpy_stream(9, "own").integers(0, 256, (n, 16, 16, 3)).astype(np.uint8)
+        numbers = torch.arange(n)
+        records = ActiveRecords(rows, rows % 3, views, numbers[: n - 2], numbers[n - 2 :])
+        cpu = torch.device("cpu")
+        return ActiveTrainer(party, records, lambda view, *_: view, cpu, 9, alone)
+
+    def measure(trainer: ActiveTrainer, pieces: Pieces, server_round: int) -> dict[str, object]:
+        raise ValueError(f"too few people in round {server_round}")
+
+    return ActiveSide(hashed(IDS, KEY), prepare, measure)
+
+
+def strategy(**options: object) -> VerticalStrategy:
+    """The strategy, with the active party at the server."""
+    parties = PassiveParties(channels(), timeout=0.3)
+    return VerticalStrategy(parties, HostedActive(side(**options)))  # type: ignore[arg-type]
 
 
 def aligned(
@@ -92,13 +117,8 @@ def aligned(
 ) -> tuple[InProcessGrid, dict[str, str]]:
     """A grid whose parties are aligned with the strategy."""
     grid = InProcessGrid([node(k, t) for k, t in enumerate(tampers)])
-    tokens, rows, refused = made.align(grid, hashed(IDS, KEY))
-    order = [hashed(IDS, KEY).index(token) for token in tokens]
-    labels = torch.tensor([i % 3 for i in order])
-    own = None
-    if made.active.settings.backbone is not None:
-        own = numpy_stream(9, "own").integers(0, 256, (len(order), 16, 16, 3)).astype(np.uint8)
-    made.records = ActiveRecords(labels, own, rows)
+    _, refused = made.align(grid)
+    made.start(grid, 0)
     return grid, refused
 
 
@@ -109,17 +129,14 @@ def trained(
     made: VerticalStrategy,
     grid: InProcessGrid,
     steps: int = 1,
-    alone: bool = False,
     present: tuple[int, ...] = (0, 1),
     server_round: int = 1,
 ) -> RoundFacts:
-    return made.train_round(
-        grid, server_round, BATCHES, present, steps, alone, lambda own, number: own
-    )
+    return made.train_round(grid, server_round, BATCHES, present, steps)
 
 
 def weights(made: VerticalStrategy) -> Tensor:
-    return torch.cat([v.double().reshape(-1) for v in made.active.tensors().values()])
+    return torch.cat([v.double().reshape(-1) for v in made.seat.tensors().values()])
 
 
 def kinds(grid: InProcessGrid) -> list[str]:
@@ -131,7 +148,7 @@ def test_alignment_finds_the_records_that_all_hold() -> None:
     _, refused = aligned(made)
     assert refused == {}
     tokens = hashed(IDS, KEY)
-    for k, rows in enumerate(made.records.rows):
+    for k, rows in enumerate(made.parties.rows):
         assert rows is not None and len(rows) == N - 1  # nobody but party 0 has record 11
         held = hashed([IDS[i] for i in range(N - 1 - k, -1, -1)], KEY)
         assert [held[i] for i in rows] == sorted(tokens[: N - 1])
@@ -148,7 +165,7 @@ def test_a_party_with_malformed_tokens_takes_no_part_and_the_rest_does() -> None
     assert list(refused) == ["p0"] and "party p0 needs to send HMAC-SHA256" in refused["p0"]
     facts = trained(made, grid)
     assert facts.answered == {"p1": 3} and facts.n_steps == 3
-    assert made.records.rows[0] is None
+    assert made.parties.rows[0] is None
 
 
 def test_one_message_a_step_carries_the_gradient_and_the_next_question() -> None:
@@ -157,7 +174,7 @@ def test_one_message_a_step_carries_the_gradient_and_the_next_question() -> None
     facts = trained(made, grid)
     assert facts.n_steps == 3 and facts.refused == {} and facts.answered == {"p0": 3, "p1": 3}
     assert kinds(grid) == 2 * ["train.embed"] + 6 * ["train.backward"]
-    assert made.asked == 4
+    assert made.parties.asked == 4
 
 
 def test_the_loss_falls() -> None:
@@ -174,7 +191,7 @@ def test_several_steps_travel_in_one_message() -> None:
     made = strategy()
     grid, _ = aligned(made)
     facts = trained(made, grid, steps=3)
-    assert facts.n_steps == 3 and made.asked == 2
+    assert facts.n_steps == 3 and made.parties.asked == 2
     assert kinds(grid) == 2 * ["train.embed"] + 2 * ["train.backward"]
 
 
@@ -183,9 +200,9 @@ def test_the_order_of_replies_and_node_ids_do_not_matter() -> None:
     for seed in (1, 2):
         made = strategy()
         grid = InProcessGrid([node(0), node(1)], seed=seed)
-        made.align(grid, hashed(IDS, KEY))
-        fresh, _ = aligned(made)
-        trained(made, fresh)
+        made.align(grid)
+        made.start(grid, 0)
+        trained(made, grid)
         found.append(weights(made))
     assert torch.equal(*found)
 
@@ -240,7 +257,7 @@ def test_a_party_that_fails_once_is_asked_again() -> None:
 
     made = strategy()
     heard: list[tuple[str, str]] = []
-    made.on_failure = lambda party, why: heard.append((party, why))
+    made.parties.on_failure = lambda party, why: heard.append((party, why))
     grid, _ = aligned(made, (None, fails_once))
     facts = trained(made, grid)
     assert facts.refused["p1"] == ("party p1 failed: out of memory", 1)
@@ -277,9 +294,9 @@ def test_who_is_away_is_not_asked() -> None:
 
 
 def test_each_alone_takes_a_step_for_every_party() -> None:
-    made = strategy(missing="zeros")
+    made = strategy(missing="zeros", alone=True)
     grid, _ = aligned(made)
-    facts = trained(made, grid, alone=True)
+    facts = trained(made, grid)
     assert facts.n_steps == 6 and facts.answered == {"p0": 3, "p1": 3}
 
 
@@ -287,12 +304,12 @@ def test_inference_is_released_once_and_what_was_spent_is_said() -> None:
     made = strategy()
     grid, _ = aligned(made)
     numbers = torch.arange(5)
-    ((records, first),) = made.released(grid, 1, numbers)
-    ((_, again),) = made.released(grid, 1, numbers)
+    ((records, first),) = made.parties.released(grid, 1, numbers)
+    ((_, again),) = made.parties.released(grid, 1, numbers)
     assert torch.equal(records, numbers)
     for a, b in zip(first, again, strict=True):
         assert a is not None and b is not None and torch.equal(a, b)
-    spent = made.save(grid, 1)
+    spent = made.parties.save(grid, 1)
     assert set(spent) == {"p0", "p1"} and spent["p0"]["most_releases"] == 1
     one = RELEASE.cost(1, RELEASE.delta)
     assert spent["p0"]["replace_one"] == pytest.approx(one.replace_one)
@@ -301,8 +318,9 @@ def test_inference_is_released_once_and_what_was_spent_is_said() -> None:
 def test_kept_embeddings_train_the_active_party_without_messages() -> None:
     made = strategy()
     grid, _ = aligned(made)
-    ((_, received),) = made.released(grid, 1, torch.arange(N - 1))
-    asked, before = made.asked, weights(made)
-    facts = made.train_alone(BATCHES, received, False, lambda own, number: own)
-    assert facts.n_steps == 3 and made.asked == asked
+    facts = made.release_to_keep(grid, 1)
+    assert facts.answered == {"p0": 1, "p1": 1}
+    asked, before = made.parties.asked, weights(made)
+    facts = made.train_alone(grid, 1, BATCHES)
+    assert facts.n_steps == 3 and made.parties.asked == asked
     assert not torch.equal(weights(made), before)

@@ -74,3 +74,9 @@ def test_no_views_and_views_that_are_too_small() -> None:
     assert Augmentation(shift=1, flip=True)(views(0), stream(0)).shape == (0, 3, 8, 8)
     with pytest.raises(ValueError, match="shift=8 needs views larger than it"):
         Augmentation(shift=8)(views(), stream(0))
+
+
+def test_attributes_stay_as_they_are() -> None:
+    table = torch.randn(5, 3, generator=stream(0, "attributes"))
+    every = Augmentation(shift=1, flip=True, brightness=0.5, contrast=0.5)
+    assert torch.equal(every(table, stream(0)), table)

@@ -178,3 +178,19 @@ def test_settings_build_on_face_views_and_refuse_a_scale_without_a_bound() -> No
     last = decaying.build(16, 3, stream(0, "party"))
     last.start_round(5, 5)
     assert last.optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
+
+
+def test_a_party_with_attributes_has_a_perceptron_of_the_same_dimension() -> None:
+    conv = SmallConv(widths=(4, 4, 4, 4), embedding_size=5)
+    settings = PassiveSettings(backbone=conv, release=BUDGET, attribute_hidden=(7,))
+    built, again = (settings.build(0, 3, stream(0, "party"), n_attributes=2) for _ in range(2))
+    widths = [tuple(p.shape) for p in built.bottom.parameters()]
+    assert widths == [(7, 2), (7,), (5, 7), (5,)]
+    assert torch.equal(
+        built.tensors()["model.bottom.0.weight"], again.tensors()["model.bottom.0.weight"]
+    )
+    z = built.embed(torch.ones(2, 2), torch.tensor([0, 2]), stream(0, "noise"))
+    before = built.tensors()["model.bottom.0.weight"]
+    built.backward(torch.ones_like(z))
+    assert z.shape == (2, 5)
+    assert not torch.equal(built.tensors()["model.bottom.0.weight"], before)

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import torch
 from pydantic import TypeAdapter
 
-from fedface.vertical.views import AnyViews, LeftRight, Quadrants, TopBottom
+from fedface.vertical.views import AnyViews, LeftRight, Quadrants, TopBottom, features
 
 
 def pictures(n: int, height: int, width: int) -> np.ndarray:
@@ -64,3 +65,14 @@ def test_the_union_reads_each_by_name() -> None:
     read = TypeAdapter(AnyViews).validate_python
     for name in ("left_right", "top_bottom", "quadrants"):
         assert read({"name": name, "size": 16}).name == name
+
+
+def test_what_a_bottom_model_reads() -> None:
+    pictures = np.full((2, 4, 4, 3), 255, np.uint8)
+    assert torch.equal(features(pictures), torch.ones(2, 3, 4, 4))
+    table = np.array([[0.5, -2.0], [0.0, 1.0]], np.float32)
+    assert torch.equal(features(table), torch.from_numpy(table))
+    table[0, 0] = np.nan
+    for wrong in (table, np.zeros((2, 2)), np.zeros((2, 4, 4), np.uint8)):
+        with pytest.raises(ValueError, match="need"):
+            features(wrong)

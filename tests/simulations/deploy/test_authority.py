@@ -120,3 +120,12 @@ def test_what_is_no_key_is_refused(tmp_path: Path, text: bytes) -> None:
 def test_a_certificate_has_a_fingerprint_to_be_read_out(folder: Path) -> None:
     said = authority.fingerprint(authority.read_certificate(folder / "ca.crt"))
     assert len(said.replace(":", "")) == 64
+
+
+def test_a_certificate_out_of_its_time_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    authority.require_in_date(folder / "server.crt", "renew it")
+    authority.certify(folder, tmp_path, "old", "server", 0, ("localhost",))
+    with pytest.raises(ConfigError, match=r"old\.crt: needed .* valid now, .* \(renew it\)"):
+        authority.require_in_date(tmp_path / "old.crt", "renew it")
+    with pytest.raises(ConfigError, match="needed a certificate, found"):
+        authority.require_in_date(tmp_path / "none.crt", "renew it")

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from fedface.config import ConfigError
-from simulations.deploy import control, found
+from simulations.deploy import authority, control, found
 from simulations.deploy.control import ControlError, RunStatus, Unreachable, follow
 from simulations.deploy.order import Order
 from simulations.deploy.settings import OperatorFolder
@@ -156,4 +156,18 @@ def test_an_operators_key_has_to_be_private(tmp_path: Path) -> None:
     (tmp_path / "fed" / "operator" / "admin.key").chmod(0o644)
     settings = OperatorFolder(tmp_path / "fed" / "operator").settings
     with pytest.raises(ConfigError, match="needed mode 600"), control.connected(settings):
+        pass
+
+
+def test_an_operator_whose_time_is_over_is_told_so(tmp_path: Path) -> None:
+    found.found(tmp_path / "fed", "demo", ("localhost",), "127.0.0.1", 8443, 9443)
+    folder = tmp_path / "fed" / "operator"
+    for path in folder.glob("admin.*"):
+        path.unlink()
+    authority.certify(tmp_path / "fed" / "authority", folder, "admin", "operator", days=0)
+    settings = OperatorFolder(folder).settings
+    with (
+        pytest.raises(ConfigError, match=r"admin\.crt: needed .* valid now.*federation operator"),
+        control.connected(settings),
+    ):
         pass
