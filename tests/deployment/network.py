@@ -25,7 +25,7 @@ def missing() -> str | None:
     """Why namespaces cannot be made here, or None."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    for name in ("ip", "nginx"):
+    for name in ("ip", "nginx", "curl"):
         if shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
             return f"{name} is not installed"
     name = f"ff{os.getpid()}probe"
