@@ -52,6 +52,7 @@ from fedface.aggregation.outlier_fragments import Detector
 from fedface.aggregation.probe import Probe
 from fedface.aggregation.prune import AnyPruneRule, MadCut, joined
 from fedface.aggregation.shared_direction import SharedDirection
+from fedface.aggregation.taking_back import take_back
 from fedface.aggregation.univariate import shortest_half
 from fedface.aggregation.weights import Weighting, client_weights, weighted_sum
 from fedface.random import numpy_stream
@@ -98,6 +99,8 @@ class Ariba(Aggregator):
         probe: When clients whose models answer to small changes of the image are pruned, whatever
             their updates look like; None, the default, does not look. It needs the global model
             and costs a forward pass of a few hundred rendered faces per client.
+        take_back: Whether what a client put into the model in earlier rounds goes when it is pruned
+            (:mod:`fedface.aggregation.taking_back`; ``n_known * dim`` numbers of state).
     """
 
     name: Literal["ariba"] = "ariba"
@@ -114,6 +117,7 @@ class Ariba(Aggregator):
     max_weight_ratio: Annotated[float, Field(ge=1)] | None = 4.0
     sharing: SharedDirection | None = SharedDirection()
     probe: Probe | None = None
+    take_back: bool = False
 
     def __call__(self, cohort: Cohort, state: State) -> tuple[Aggregation, State]:
         """Returns the survivors' mean; scores are one at the limit of whatever rule is nearest.
@@ -154,7 +158,10 @@ class Ariba(Aggregator):
         trust = client_weights(cohort.n_examples, ~pruned, self.weighting, self.max_weight_ratio)
         if self.sharing is not None:
             trust = doubted(trust, self.sharing.certainty(layers[SHARING]))
-        update = weighted_sum(cohort.updates, trust * self.shortening(cohort, norms))
+        factors = self.shortening(cohort, norms)
+        update = weighted_sum(cohort.updates, trust * factors)
+        if self.take_back:
+            update, state = take_back(state, cohort, update, trust, factors, pruned)
         return Aggregation(update, trust, scores, layers), state
 
     def shut_out(

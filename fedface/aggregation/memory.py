@@ -25,6 +25,8 @@ PRUNED = "clients/rounds_pruned"
 COUNTS = "clients/outlier_counts"
 SHUT_OUT = "clients/shut_out"
 RESIDUALS = "clients/residuals"
+CONTRIBUTED = "clients/contributed"
+WEIGHTS = "clients/contributed_weight"
 
 
 def remember(state: State, cohort: Cohort, counts: Tensor, pruned: Tensor) -> State:
@@ -45,7 +47,8 @@ def remember(state: State, cohort: Cohort, counts: Tensor, pruned: Tensor) -> St
     known = state.get(IDS, torch.zeros(0, dtype=torch.int64))
     everyone = torch.tensor(sorted({*known.tolist(), *cohort.client_ids}), dtype=torch.int64)
     rows = torch.searchsorted(everyone, known)
-    new = {IDS: everyone}
+    new = {key: value for key, value in state.items() if not key.startswith("clients/")}
+    new[IDS] = everyone
     columns = (
         (SEEN, torch.int64),
         (PRUNED, torch.int64),
@@ -57,11 +60,11 @@ def remember(state: State, cohort: Cohort, counts: Tensor, pruned: Tensor) -> St
         if key in state:
             column[rows] = state[key]
         new[key] = column
-    if RESIDUALS in state:
-        new[RESIDUALS] = state[RESIDUALS]
+    for key in {RESIDUALS, CONTRIBUTED, WEIGHTS} & state.keys():
+        new[key] = state[key]
         if len(everyone) > len(known):
-            new[RESIDUALS] = torch.zeros(len(everyone), state[RESIDUALS].shape[1])
-            new[RESIDUALS][rows] = state[RESIDUALS]
+            new[key] = state[key].new_zeros(len(everyone), *state[key].shape[1:])
+            new[key][rows] = state[key]
     present = rows_of(new, cohort)
     new[SEEN][present] += 1
     new[PRUNED][present] += pruned.long()
