@@ -99,8 +99,9 @@ class Ariba(Aggregator):
         probe: When clients whose models answer to small changes of the image are pruned, whatever
             their updates look like; None, the default, does not look. It needs the global model
             and costs a forward pass of a few hundred rendered faces per client.
-        take_back: Whether what a client put into the model in earlier rounds goes when it is pruned
-            (:mod:`fedface.aggregation.taking_back`; ``n_known * dim`` numbers of state).
+        take_back_after: After so many rounds in a row in which a client is pruned, what it had put
+            into the model before is taken out (:mod:`fedface.aggregation.taking_back`; ``n_known *
+            dim`` more numbers of state). None leaves it in.
     """
 
     name: Literal["ariba"] = "ariba"
@@ -117,7 +118,7 @@ class Ariba(Aggregator):
     max_weight_ratio: Annotated[float, Field(ge=1)] | None = 4.0
     sharing: SharedDirection | None = SharedDirection()
     probe: Probe | None = None
-    take_back: bool = False
+    take_back_after: PositiveInt | None = None
 
     def __call__(self, cohort: Cohort, state: State) -> tuple[Aggregation, State]:
         """Returns the survivors' mean; scores are one at the limit of whatever rule is nearest.
@@ -160,8 +161,8 @@ class Ariba(Aggregator):
             trust = doubted(trust, self.sharing.certainty(layers[SHARING]))
         factors = self.shortening(cohort, norms)
         update = weighted_sum(cohort.updates, trust * factors)
-        if self.take_back:
-            update, state = take_back(state, cohort, update, trust, factors, pruned)
+        if (after := self.take_back_after) is not None:
+            update, state = take_back(state, cohort, update, trust, factors, pruned, after)
         return Aggregation(update, trust, scores, layers), state
 
     def shut_out(

@@ -27,6 +27,7 @@ SHUT_OUT = "clients/shut_out"
 RESIDUALS = "clients/residuals"
 CONTRIBUTED = "clients/contributed"
 WEIGHTS = "clients/contributed_weight"
+IN_A_ROW = "clients/pruned_in_a_row"
 
 
 def remember(state: State, cohort: Cohort, counts: Tensor, pruned: Tensor) -> State:
@@ -60,7 +61,7 @@ def remember(state: State, cohort: Cohort, counts: Tensor, pruned: Tensor) -> St
         if key in state:
             column[rows] = state[key]
         new[key] = column
-    for key in {RESIDUALS, CONTRIBUTED, WEIGHTS} & state.keys():
+    for key in {RESIDUALS, CONTRIBUTED, WEIGHTS, IN_A_ROW} & state.keys():
         new[key] = state[key]
         if len(everyone) > len(known):
             new[key] = state[key].new_zeros(len(everyone), *state[key].shape[1:])

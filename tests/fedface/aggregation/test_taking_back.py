@@ -33,7 +33,8 @@ def updates_of(server_round: int, n: int = 5) -> Tensor:
 class Model:
     """The sum of the global updates, as a server would have it."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: int = 1) -> None:
+        self.after = after
         self.state: State = {}
         self.weights = torch.zeros(DIM)
 
@@ -52,7 +53,7 @@ class Model:
         marks[pruned] = True
         state = remember(self.state, this, torch.zeros(len(trust)), marks)
         mean = ((share * factors)[:, None] * updates.double()).sum(dim=0).float()
-        found, self.state = take_back(state, this, mean, share, factors, marks)
+        found, self.state = take_back(state, this, mean, share, factors, marks, self.after)
         self.weights += found
         return found
 
@@ -130,7 +131,58 @@ def test_when_everything_came_from_the_pruned_nothing_is_taken_back() -> None:
     assert_close(found, updates_of(1, 2)[1])
 
 
-@pytest.mark.parametrize("taken", [False, True])
-def test_ariba_keeps_contributions_only_if_asked(taken: bool) -> None:
-    _, state = Ariba(take_back=taken)(cohort(updates_of(0)), {})
-    assert ("clients/contributed" in state) is taken
+def test_only_rounds_in_a_row_count() -> None:
+    model, plain = Model(after=3), torch.zeros(DIM)
+    for server_round, out in enumerate((False, True, True, False, True, True)):
+        updates = updates_of(server_round)
+        model.step(updates, WITHOUT_1 if out else EVEN, [1] if out else [])
+        plain += torch.tensor(WITHOUT_1 if out else EVEN) @ updates
+        assert_close(model.weights, plain)
+    model.step(updates_of(9), WITHOUT_1, [1])
+    plain += torch.tensor(WITHOUT_1) @ updates_of(9)
+    assert float((model.weights - plain).norm()) > 0.01
+    assert model.state["clients/contributed_weight"][1] == 0
+
+
+@pytest.mark.parametrize("after", [None, 3])
+def test_ariba_keeps_contributions_only_if_asked(after: int | None) -> None:
+    _, state = Ariba(take_back_after=after)(cohort(updates_of(0)), {})
+    assert ("clients/contributed" in state) is (after is not None)
+
+
+def test_ariba_forgets_a_backdoor_that_was_found_late() -> None:
+    """Four of twelve send a common direction; once out, they leave nothing of it behind."""
+    honest = torch.randn(12, 3, DIM, generator=torch.Generator().manual_seed(1))
+    bad = torch.nn.functional.one_hot(torch.tensor(0), DIM).float() * 3
+    left = {}
+    for after in (None, 2):
+        rule, state, weights = Ariba(take_back_after=after, max_excess=None), {}, torch.zeros(DIM)
+        for server_round in range(3):
+            sent = honest[:, server_round].clone()
+            sent[:4] += bad
+            judged = remembering(rule, cohort(sent, server_round + 1), state, server_round > 0)
+            weights, state = weights + judged[0], judged[1]
+        left[after] = float(weights[0] - honest[4:, :, 0].mean(dim=0).sum())
+    assert left[None] > 0.5 and abs(left[2]) < 0.25 * left[None]
+
+
+def remembering(rule: Ariba, this: Cohort, state: State, found: bool) -> tuple[Tensor, State]:
+    """One round of ``rule`` whose prune rule finds the first four, or nobody."""
+    ruled = rule.model_copy(update={"prune": Told(found=found), "sharing": None, "clip": False})
+    aggregation, state = ruled(this, state)
+    return aggregation.update, state
+
+
+class Told:
+    """A prune rule that is told whom to prune."""
+
+    def __init__(self, found: bool) -> None:
+        self.found = found
+
+    def scores(self, counts: Tensor, spread: float) -> Tensor:
+        return torch.zeros_like(counts)
+
+    def __call__(self, counts: Tensor, spread: float) -> Tensor:
+        pruned = torch.zeros(len(counts), dtype=torch.bool)
+        pruned[:4] = self.found
+        return pruned
