@@ -66,6 +66,7 @@ def render_grid_report(folder: Path) -> str:
         "quantities": {key: title for key, (title, _) in quantities(bench).items()},
         "clean": [_clean_place(bench, place) for place in places(bench)],
         "alphas": {"tar": bench.tar_alpha, "asr": bench.lift_alpha},
+        "shown": "loss" if bench.lift_alpha is None else "lift",
         "cells": cells.data,
     }
     drawing = template("grid_report.js.j2", autoescape=False).render(colours=COLOURS, dashes=DASHES)

@@ -24,7 +24,8 @@ from fedface.report.sentences import one_in, percent
 FAILS = 0.1
 """A defence fails where ASR lift, TAR loss or honest exclusion reaches this."""
 HARMLESS = 0.05
-"""Attacks whose lift stays below this without any defence teach nothing about defences."""
+"""Attacks teach nothing about defences if without any their lift stays below this, and the TAR loss
+below :data:`FAILS`."""
 MAX_NAMED = 6
 
 
@@ -101,18 +102,14 @@ def verdict(bench: Bench, found: Sequence[Overview], reference: str) -> list[str
     best = ranked[0][1]
     said = [_answer(bench, ranked, reference)]
     undefended = next((o for o in found if o.defence == reference), None)
-    worst = None if undefended is None else undefended.lift_worst
-    if worst is None or worst.figure.value < HARMLESS:
+    if undefended is None or _harmless(undefended):
         said.append(
             f"Caution: not even with {reference} did an attack gain much here, so this grid cannot "
             "show what a defence is good for."
         )
     said += [_protection(bench, best), _price(best, reference)]
-    if undefended is not None and worst is not None and undefended is not best:
-        said.append(
-            f"With {reference}, which is no defence, attacks gain a mean ASR lift of "
-            f"{_points(undefended.lift)}, at worst {_points(worst.figure)}."
-        )
+    if undefended is not None and undefended is not best:
+        said.append(_undefended(undefended))
     under = f"under {_named(best)}" if best.failures else "in none of its cells"
     said.append(f"{best.defence} fails {under}.")
     return [sentence for sentence in (*said, *_uncertainty(ranked)) if sentence]
@@ -229,6 +226,23 @@ def _protection(bench: Bench, best: Overview) -> str:
         f"With {best.defence} attacks gain a mean ASR lift of {_points(best.lift)}, at worst "
         f"{_points(best.lift_worst.figure)}, under {case(bench, best.lift_worst.where)}."
     )
+
+
+def _harmless(undefended: Overview) -> bool:
+    harms = ((undefended.lift_worst, HARMLESS), (undefended.tar_loss_worst, FAILS))
+    return all(harm is None or harm.figure.value < limit for harm, limit in harms)
+
+
+def _undefended(overview: Overview) -> str:
+    """What attacks gain where nothing defends, or cost where they have no trigger."""
+    without = f"With {overview.defence}, which is no defence, attacks"
+    if (lift := overview.lift_worst) is not None:
+        mean = _points(overview.lift)
+        return f"{without} gain a mean ASR lift of {mean}, at worst {_points(lift.figure)}."
+    if (loss := overview.tar_loss_worst) is not None:
+        mean = _points(overview.tar_loss)
+        return f"{without} cost {mean} of TAR on average, at worst {_points(loss.figure)}."
+    return ""
 
 
 def _price(best: Overview, reference: str) -> str:

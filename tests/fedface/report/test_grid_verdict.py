@@ -51,6 +51,19 @@ def test_attacks_that_gain_nothing_undefended_are_cautioned_about() -> None:
     assert "Caution: not even with none" in text
 
 
+def test_attacks_without_a_trigger_are_judged_by_what_they_cost() -> None:
+    def text_for(loss: float) -> str:
+        found = [record("one", 0, "clean", d, tar=0.5) for d in ("none", "rule")]
+        for defence, lost in (("none", loss), ("rule", 0.01)):
+            found.append(record("one", 0.1, "flip", defence, 0, 0.5 - lost) | {"backdoor": None})
+        return said(Bench(tuple(found)))
+
+    text = text_for(0.3)
+    assert "Use rule" in text and "Caution" not in text
+    assert "With none, which is no defence, attacks cost 30.0 points of TAR on average" in text
+    assert "Caution: not even with none" in text_for(0.05)
+
+
 def test_a_better_mean_is_told_from_a_better_worst_case() -> None:
     found = list(lines(good=0.3, bad=0.3))
     for line in found:
