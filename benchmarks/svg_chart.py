@@ -6,8 +6,11 @@ from math import ceil, floor, log10
 
 Points = Sequence[tuple[float, float]]
 
-COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a")
-_WIDTH, _HEIGHT = 720, 440
+COLOURS = (
+    *("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#0a7ea4", "#bf3989"),
+    *("#24292f", "#bc4c00"),
+)
+_WIDTH, _HEIGHT = 900, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 700, 48, 380
 
 
@@ -84,9 +87,9 @@ def chart(
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
         height = _TOP + 16 + 18 * number
         parts.append(
-            f'<rect x="{_LEFT + 12}" y="{height - 9}" width="14" height="4" fill="{colour}"/>'
+            f'<rect x="{_RIGHT + 14}" y="{height - 9}" width="14" height="4" fill="{colour}"/>'
         )
-        parts.append(_text(_LEFT + 32, height - 3, name, anchor="start"))
+        parts.append(_text(_RIGHT + 34, height - 3, name, anchor="start"))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
