@@ -54,7 +54,7 @@ from fedface.aggregation.prune import AnyPruneRule, MadCut, joined
 from fedface.aggregation.shared_direction import SharedDirection
 from fedface.aggregation.taking_back import take_back
 from fedface.aggregation.univariate import shortest_half
-from fedface.aggregation.weights import Weighting, client_weights, weighted_sum
+from fedface.aggregation.weights import Weighting, client_weights, doubted, weighted_sum
 from fedface.random import numpy_stream
 
 MIN_CLIENTS = 3
@@ -279,16 +279,6 @@ class Ariba(Aggregator):
         p = 1 - self.quantile
         variance = sum(p * (1 - p) / flagged.shape[1] for flagged in flags.values())
         return sqrt(variance) / len(flags) if flags else 1.0
-
-
-def doubted(trust: Tensor, certainty: Tensor) -> Tensor:
-    """Returns ``trust`` times ``certainty``, both ``(n,)`` float64, with sum one again.
-
-    Where nothing would be left, the trust stays as it was.
-    """
-    left = trust * certainty
-    total = float(left.sum())
-    return left / total if total > 0 else trust
 
 
 class LiteralAriba(Ariba):

@@ -57,6 +57,16 @@ def client_weights(
     return counts / counts.sum()
 
 
+def doubted(trust: Tensor, certainty: Tensor) -> Tensor:
+    """Returns ``trust`` times ``certainty``, both ``(n,)`` float64, with sum one again.
+
+    Where nothing would be left, the trust stays as it was.
+    """
+    left = trust * certainty
+    total = float(left.sum())
+    return left / total if total > 0 else trust
+
+
 def weighted_sum(updates: Tensor, trust: Tensor) -> Tensor:
     """Returns the sum of the rows of ``updates`` times ``trust``, accumulated in float64.
 

@@ -26,7 +26,7 @@ from fedface.modes import evaluating
 from fedface.privacy.clipping import clip
 from fedface.training.optimizers import SGD
 from fedface.vertical.channel import Channel
-from fedface.vertical.distribution import AnyDistribution, SupervisedContrastive
+from fedface.vertical.distribution import AnyDistribution, NoDistribution
 from fedface.vertical.joint import JointModel, perceptron
 from fedface.vertical.missing import Missing, Substitutes
 from fedface.vertical.momentum import momentum, restore_momentum
@@ -69,7 +69,7 @@ class ActiveSettings(Config):
 
     backbone: AnyBackbone | None = None
     post: AnyPost = NoPost()
-    distribution: AnyDistribution = SupervisedContrastive()
+    distribution: AnyDistribution = NoDistribution()
     distribution_weight: NonNegativeFloat = 1.0
     missing: Missing = "mean"
     hidden: tuple[PositiveInt, ...] = (128,)

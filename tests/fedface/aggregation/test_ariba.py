@@ -6,7 +6,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from fedface.aggregation import AnyAggregator, Ariba, LiteralAriba, Mean, MultiKrum
-from fedface.aggregation.ariba import PROBE, SHARING, doubted
+from fedface.aggregation.ariba import PROBE, SHARING
 from fedface.aggregation.memory import IDS, RESIDUALS, SEEN, SHUT_OUT
 from fedface.aggregation.probe import Probe
 from fedface.aggregation.prune import MadCut, TopM
@@ -200,12 +200,6 @@ def test_who_nearly_shares_too_much_weighs_less():
     certainty = SharedDirection().certainty(result.layer_scores[SHARING])
     assert 0 < float(certainty[ATTACKERS].max()) < 1
     torch.testing.assert_close(result.trust, full.trust * certainty / (full.trust @ certainty))
-
-
-def test_doubt_that_leaves_nobody_is_no_doubt():
-    trust, none = torch.tensor([0.25, 0.75, 0.0]), torch.tensor([0.0, 0.0, 1.0])
-    assert torch.equal(doubted(trust, none), trust)
-    torch.testing.assert_close(doubted(trust, torch.tensor([0.5, 0.5, 1.0])), trust)
 
 
 def test_those_who_stop_come_back_and_those_who_take_turns_do_not():

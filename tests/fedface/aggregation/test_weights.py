@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedface.aggregation.weights import client_weights, weighted_sum
+from fedface.aggregation.weights import client_weights, doubted, weighted_sum
 
 
 def everyone(n):
@@ -63,3 +63,9 @@ def test_weighted_sum_leaves_untrusted_rows_out():
     trust = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64)
     result = weighted_sum(updates, trust)
     assert result.dtype == torch.float32 and result.tolist() == [2.0, 4.0]
+
+
+def test_doubt_that_leaves_nobody_is_no_doubt():
+    trust, none = torch.tensor([0.25, 0.75, 0.0]), torch.tensor([0.0, 0.0, 1.0])
+    assert torch.equal(doubted(trust, none), trust)
+    torch.testing.assert_close(doubted(trust, torch.tensor([0.5, 0.5, 1.0])), trust)
