@@ -1,8 +1,9 @@
-"""A model's training and evaluation modes."""
+"""Modes that are put back afterwards: a model's evaluation mode, torch's number of threads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -16,3 +17,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """Lets torch use ``n`` threads inside, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

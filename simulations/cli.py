@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 cli_deploy.add_to(app)
-cli_site.add_to(cli_deploy.site, cli_deploy.server)
+cli_site.add_to(app)
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file that describes the whole run.")]
 Resume = Annotated[

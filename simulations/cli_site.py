@@ -1,25 +1,82 @@
-"""The commands of a site's data protection officer: ``fedface site policy``, ``receipts``,
-``withdraw`` and ``membership``, and ``fedface server rewind``.
-"""
+"""The command line of a site: ``fedface site``, from its first folder to what has left it."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from simulations.cli_deploy import SiteFolder, fail, say
-from simulations.cli_deploy import _errors as errors
+from simulations.cli_speech import SiteFolder, errors, fail, say
+
+site = typer.Typer(help="One site of a federation: its keys, its data and what leaves it.")
 
 
-def add_to(site: typer.Typer, server: typer.Typer) -> None:
-    """Adds the commands to the command lines of sites and servers."""
-    site.command("policy")(site_policy)
-    site.command("receipts")(site_receipts)
-    site.command("withdraw")(site_withdraw)
-    site.command("membership")(site_membership)
-    server.command("rewind")(server_rewind)
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands to the command line ``app``."""
+    app.add_typer(site, name="site", no_args_is_help=True)
 
 
+@site.command("init")
+def site_init(
+    name: Annotated[str, typer.Argument(help="The site's name: lower case, digits, hyphens.")],
+    data: Annotated[Path, typer.Option("--data", help="Aligned faces: <data>/<person>/<image>.")],
+    server_address: Annotated[
+        str, typer.Option("--server", help="HOST:PORT of the federation's server.")
+    ],
+    ca: Annotated[Path, typer.Option("--ca", help="The federation's ca.crt.")],
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="The site's new folder (default: its name).")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", min=16, help="Resize faces to so many pixels.")
+    ] = None,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="Flower's port, on loopback.")
+    ] = 9094,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Try the network of this run's YAML file.")
+    ] = None,
+) -> None:
+    """Write a site's folder with new keys, look at its data and train one step for a try."""
+    with errors():
+        from simulations.deploy import authority
+        from simulations.deploy.site import new_site
+
+        made = new_site(folder or Path(name), name, data, server_address, ca, size, port)
+        print_check(made.path, config)
+        certificate = authority.read_certificate(made.path / "ca.crt")
+    say(f"the federation's certificate: SHA-256 {authority.fingerprint(certificate)}")
+    say(f"send {made.path}/keys/{name}.pub to an operator; policy.toml lets nothing out yet")
+
+
+@site.command("check")
+def site_check(
+    folder: SiteFolder = Path("."),
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Try the network of this run's YAML file.")
+    ] = None,
+) -> None:
+    """Look at a site's settings and data, train one step for a try, and reach for the server."""
+    with errors():
+        from simulations.deploy.settings import SiteFolder as Folder
+        from simulations.deploy.site import check_server
+
+        print_check(folder, config)
+        check_server(Folder(folder).settings, say)
+
+
+@site.command("up")
+def site_up(folder: SiteFolder = Path(".")) -> None:
+    """Take part until told to stop: Flower's SuperNode with this site's key."""
+    with errors():
+        from simulations.deploy.settings import SiteFolder as Folder
+        from simulations.deploy.site import take_part
+
+        code = take_part(Folder(folder), say)
+    sys.exit(code)
+
+
+@site.command("policy")
 def site_policy(
     config: Annotated[Path, typer.Argument(help="YAML file of the run that the site agreed to.")],
     buffers: Annotated[
@@ -37,6 +94,7 @@ def site_policy(
         typer.echo(policy_text(load_run(config), buffers, size), nl=False)
 
 
+@site.command("receipts")
 def site_receipts(
     folder: SiteFolder = Path("."),
     verify: Annotated[
@@ -64,6 +122,7 @@ def site_receipts(
             say(_line(body))
 
 
+@site.command("withdraw")
 def site_withdraw(
     person: Annotated[str, typer.Argument(help="The name of the person's folder of images.")],
     folder: SiteFolder = Path("."),
@@ -101,6 +160,7 @@ def site_withdraw(
         say("models that were handed on or exported still know the person: recall those copies")
 
 
+@site.command("membership")
 def site_membership(
     model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
     person: Annotated[Path, typer.Option("--person", help="A folder of the person's images.")],
@@ -131,18 +191,25 @@ def site_membership(
     say(f"power, as the AUC of members against never-seen people: {power}")
 
 
-def server_rewind(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    to_round: Annotated[
-        int, typer.Option("--to-round", min=0, help="The last round to keep; 0 starts anew.")
-    ],
-) -> None:
-    """Forget a run's later rounds, so that --resume trains them again without who withdrew."""
-    with errors():
-        from simulations.rewind import rewind
+def print_check(folder: Path, config: Path | None) -> None:
+    """Prints what a site's data are and how a training step went."""
+    from simulations.deploy.settings import SiteFolder as Folder
+    from simulations.deploy.site_data import check_data, dry_step, faces_of, red_team_of
+    from simulations.schema import load_run
 
-        rewind(run, to_round)
-    say(f"{run}: set back to round {to_round}; continue with --resume")
+    settings = Folder(folder).settings
+    Folder(folder).use_cache()
+    red_team_of(settings)
+    faces = faces_of(settings).load()
+    check = check_data(faces)
+    say(
+        f"{check.n_people} people, {check.n_images} images of {check.size} x {check.size}, "
+        f"{check.fewest} to {check.most} each; left out: {len(check.skipped)}"
+    )
+    for line in check.skipped[:10]:
+        say(f"  {line}")
+    loss, seconds = dry_step(faces, None if config is None else load_run(config))
+    say(f"a training step for a try: loss {loss:.3f}, {seconds:.1f} s; nothing was kept")
 
 
 def _line(body: dict[str, Any]) -> str:

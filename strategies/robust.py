@@ -1,7 +1,6 @@
 """A Flower strategy whose server step is any fedface aggregator."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from math import isfinite
 from typing import Protocol
@@ -15,6 +14,7 @@ from torch import Tensor
 from fedface.aggregation.cohort import Aggregation, Aggregator, State
 from fedface.aggregation.global_model import GlobalModel
 from fedface.aggregation.screening import ClientUpdate, InvalidReply, ReplyLimits, all_finite
+from fedface.modes import torch_threads
 from fedface.parameters import Layout
 from strategies.cohorts import exchange, sample_cohort
 from strategies.records import (
@@ -266,7 +266,7 @@ class RobustStrategy(Strategy):
         model = self.global_model(weights)
         cohort = to_cohort(updates, self.layout, server_round, self.seed, model)
         try:
-            with threads(self.n_threads):
+            with torch_threads(self.n_threads):
                 aggregation, state = self.aggregator(cohort, self.state)
         except (ValueError, ArithmeticError, RuntimeError) as error:
             return None, RoundRecord(server_round, (), rejected, f"aggregator refused: {error}")
@@ -288,14 +288,3 @@ class RobustStrategy(Strategy):
                 self.buffers[name] = mean.to(old.dtype)
             else:
                 self.buffers[name] = values[trust > 0].amax(dim=0)
-
-
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    """Lets torch use ``n`` threads inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

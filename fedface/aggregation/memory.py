@@ -25,9 +25,6 @@ PRUNED = "clients/rounds_pruned"
 COUNTS = "clients/outlier_counts"
 SHUT_OUT = "clients/shut_out"
 RESIDUALS = "clients/residuals"
-CONTRIBUTED = "clients/contributed"
-WEIGHTS = "clients/contributed_weight"
-IN_A_ROW = "clients/pruned_in_a_row"
 
 
 def remember(state: State, cohort: Cohort, counts: Tensor, pruned: Tensor) -> State:
@@ -43,33 +40,32 @@ def remember(state: State, cohort: Cohort, counts: Tensor, pruned: Tensor) -> St
         ``clients/ids`` ``(n_known,)`` int64 ascending, and row by row beside it
         ``clients/rounds_seen`` and ``clients/rounds_pruned`` (int64),
         ``clients/outlier_counts`` (float64, summed over rounds) and ``clients/shut_out`` (bool, as
-        it was). ``clients/residuals``, if there, gets rows of zeros for new clients.
+        it was). Whatever else is there by client (``clients/...``) gets rows of zeros for new
+        clients; what is not stays as it is.
     """
     known = state.get(IDS, torch.zeros(0, dtype=torch.int64))
     everyone = torch.tensor(sorted({*known.tolist(), *cohort.client_ids}), dtype=torch.int64)
     rows = torch.searchsorted(everyone, known)
-    new = {key: value for key, value in state.items() if not key.startswith("clients/")}
+
+    def grown(column: Tensor) -> Tensor:
+        if len(everyone) == len(known):
+            return column
+        longer = column.new_zeros(len(everyone), *column.shape[1:])
+        longer[rows] = column
+        return longer
+
+    new = {k: grown(v) if k.startswith("clients/") else v for k, v in state.items()}
     new[IDS] = everyone
-    columns = (
-        (SEEN, torch.int64),
-        (PRUNED, torch.int64),
-        (COUNTS, torch.float64),
-        (SHUT_OUT, torch.bool),
-    )
-    for key, dtype in columns:
-        column = torch.zeros(len(everyone), dtype=dtype)
-        if key in state:
-            column[rows] = state[key]
-        new[key] = column
-    for key in {RESIDUALS, CONTRIBUTED, WEIGHTS, IN_A_ROW} & state.keys():
-        new[key] = state[key]
-        if len(everyone) > len(known):
-            new[key] = state[key].new_zeros(len(everyone), *state[key].shape[1:])
-            new[key][rows] = state[key]
     present = rows_of(new, cohort)
-    new[SEEN][present] += 1
-    new[PRUNED][present] += pruned.long()
-    new[COUNTS][present] += counts
+    first = torch.zeros(len(everyone), dtype=torch.int64)
+    for key, column, added in (
+        (SEEN, first, 1),
+        (PRUNED, first, pruned.long()),
+        (COUNTS, first.double(), counts),
+    ):
+        new[key] = new.get(key, column).clone()
+        new[key][present] += added
+    new.setdefault(SHUT_OUT, first.bool())
     return new
 
 

@@ -21,8 +21,9 @@ from fedface.report.bench_figures import Figure, Worst
 from fedface.report.curves import COLOURS, DASHES
 from fedface.report.grid_cells import Cells, planned, read_cells, states, without_result
 from fedface.report.grid_figures import Place, heat_maps, places, quantities
+from fedface.report.grid_overview import FAILS, Overview, case, overviews
 from fedface.report.grid_triggers import Picture, grouped, picture, sample_faces
-from fedface.report.grid_verdict import FAILS, Overview, case, overviews, setting, verdict
+from fedface.report.grid_verdict import setting, verdict
 from fedface.report.html import NAME, differences, environments, plain, source_hash, template
 from fedface.report.run_folder import RunFolderError, write_atomically
 from fedface.report.sentences import percent

@@ -1,97 +1,16 @@
-"""What a comparison grid says in words: which defence to use, what it costs and where it fails.
+"""What a comparison grid says in words: which defence to use, what it costs and where it fails."""
 
-Every figure is one of fedface/report/bench.py, here over all partitions and malicious shares; time
-is that of a round relative to the reference's, over the cells that both completed.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedface.report.bench import CLEAN, Bench, Rank
-from fedface.report.bench_figures import (
-    Figure,
-    Record,
-    Worst,
-    by_group,
-    fpr,
-    mean_of,
-    tpr,
-    worst_of,
-)
+from fedface.report.grid_overview import FAILS, Overview, case, points
 from fedface.report.sentences import one_in, percent
 
-FAILS = 0.1
-"""A defence fails where ASR lift, TAR loss or honest exclusion reaches this."""
 HARMLESS = 0.05
 """Attacks teach nothing about defences if without any their lift stays below this, and the TAR loss
-below :data:`FAILS`."""
+below :data:`fedface.report.grid_overview.FAILS`."""
 MAX_NAMED = 6
-
-
-@dataclass(frozen=True)
-class Overview:
-    """One defence over the whole grid.
-
-    Attributes:
-        defence: The defence.
-        rank: Its place, None if it has none.
-        lift: Mean ASR lift over attacks with a trigger.
-        lift_worst: The case with the largest.
-        tar_loss: Mean TAR loss under attack.
-        tar_loss_worst: The case with the largest.
-        clean_tar_loss: TAR loss without any attack.
-        tpr: Mean share of malicious client-rounds excluded.
-        fpr: Mean share of honest client-rounds excluded, under attack.
-        clean_exclusion: The same without any attack.
-        seconds: Mean seconds of a round.
-        slowdown: Seconds of a round relative to the reference's.
-        n_complete: Cells that are complete.
-        n_cells: Cells that the grid asks for.
-        failures: (case, what) of every attacked case where it fails.
-    """
-
-    defence: str
-    rank: Rank | None
-    lift: Figure | None
-    lift_worst: Worst | None
-    tar_loss: Figure | None
-    tar_loss_worst: Worst | None
-    clean_tar_loss: Figure | None
-    tpr: Figure | None
-    fpr: Figure | None
-    clean_exclusion: Figure | None
-    seconds: float | None
-    slowdown: float | None
-    n_complete: int
-    n_cells: int
-    failures: tuple[tuple[str, str], ...]
-
-
-def overviews(bench: Bench, n_cells: Mapping[str, int]) -> list[Overview]:
-    """Returns an overview per defence in the records, in the order of the ranking.
-
-    Args:
-        bench: The recorded cells.
-        n_cells: Defence -> how many cells the grid asks for.
-    """
-    ranks = {rank.defence: rank for rank in bench.ranking()}
-    names = [*ranks, *(name for name in bench.names("defence") if name not in ranks)]
-    return [_overview(bench, name, ranks.get(name), n_cells.get(name, 0)) for name in names]
-
-
-def case(bench: Bench, where: str) -> str:
-    """Returns ``partition/share/attack`` as readers see it, short where there is one place only."""
-    named = {f"{r['partition']}/{r['share']:g}/{r['attack']}": r for r in bench.records}
-    if where not in named:
-        return where
-    partition, share, attack = (named[where][field] for field in _PLACE)
-    shown = "no attack" if attack == CLEAN else str(attack)
-    attacked = [r for r in bench.records if r["attack"] != CLEAN]
-    parts = [str(partition)] if len({r["partition"] for r in bench.records}) > 1 else []
-    if attack != CLEAN and len({r["share"] for r in attacked}) > 1:
-        parts.append(f"{percent(share)} malicious")
-    return f"{shown} ({', '.join(parts)})" if parts else shown
 
 
 def verdict(bench: Bench, found: Sequence[Overview], reference: str) -> list[str]:
@@ -141,68 +60,6 @@ def setting(bench: Bench, grid: Mapping[str, Any], people: Mapping[str, Any] | N
     )
 
 
-def _overview(bench: Bench, defence: str, rank: Rank | None, n_cells: int) -> Overview:
-    complete = bench.select(defence=defence)
-    attacked = by_group((r for r in complete if r["attack"] != CLEAN), *_PLACE)
-    clean = by_group((r for r in complete if r["attack"] == CLEAN), *_PLACE)
-    seconds = [s for r in complete if (s := _seconds(r)) is not None]
-    return Overview(
-        defence,
-        rank,
-        lift=mean_of(attacked.values(), bench.lift),
-        lift_worst=worst_of(attacked, bench.lift),
-        tar_loss=mean_of(attacked.values(), bench.tar_loss),
-        tar_loss_worst=worst_of(attacked, bench.tar_loss),
-        clean_tar_loss=mean_of(clean.values(), bench.tar_loss),
-        tpr=mean_of(attacked.values(), tpr),
-        fpr=mean_of(attacked.values(), fpr),
-        clean_exclusion=mean_of(clean.values(), fpr),
-        seconds=sum(seconds) / len(seconds) if seconds else None,
-        slowdown=_slowdown(bench, complete),
-        n_complete=len(complete),
-        n_cells=n_cells,
-        failures=tuple(_failures(bench, {**clean, **attacked})),
-    )
-
-
-_PLACE = ("partition", "share", "attack")
-
-
-def _failures(bench: Bench, groups: Mapping[str, Sequence[Record]]) -> list[tuple[str, str]]:
-    """The cases in which one of the three parts of damage is large, the largest first."""
-    measures: dict[str, Callable[[Record], Figure | None]] = {
-        "ASR lift": bench.lift,
-        "TAR loss": bench.tar_loss,
-        "honest updates excluded": fpr,
-    }
-    found = [
-        (figure.value, case(bench, where), f"{title} {_points(figure)}")
-        for where, records in groups.items()
-        for title, measure in measures.items()
-        if (figure := mean_of([records], measure)) is not None and figure.value >= FAILS
-    ]
-    return [(where, what) for _, where, what in sorted(found, key=lambda f: -f[0])]
-
-
-def _seconds(record: Record) -> float | None:
-    if not record["seconds"] or not record.get("n_rounds"):
-        return None
-    return float(record["seconds"]) / int(record["n_rounds"])
-
-
-def _slowdown(bench: Bench, complete: Sequence[Record]) -> float | None:
-    """Seconds per round of these cells over those of the reference's cells beside them."""
-    beside = {_beside(r): s for r in bench.complete if r["reference"] and (s := _seconds(r))}
-    pairs = [
-        (s, beside[_beside(r)]) for r in complete if (s := _seconds(r)) and _beside(r) in beside
-    ]
-    return sum(own for own, _ in pairs) / sum(ref for _, ref in pairs) if pairs else None
-
-
-def _beside(record: Record) -> tuple[Any, ...]:
-    return tuple(record[field] for field in (*_PLACE, "seed"))
-
-
 def _answer(bench: Bench, ranked: Sequence[tuple[Rank, Overview]], reference: str) -> str:
     rank = ranked[0][0]
     if rank.defence == reference:
@@ -223,8 +80,8 @@ def _protection(bench: Bench, best: Overview) -> str:
     if best.lift is None or best.lift_worst is None:
         return ""
     return (
-        f"With {best.defence} attacks gain a mean ASR lift of {_points(best.lift)}, at worst "
-        f"{_points(best.lift_worst.figure)}, under {case(bench, best.lift_worst.where)}."
+        f"With {best.defence} attacks gain a mean ASR lift of {points(best.lift)}, at worst "
+        f"{points(best.lift_worst.figure)}, under {case(bench, best.lift_worst.where)}."
     )
 
 
@@ -237,11 +94,11 @@ def _undefended(overview: Overview) -> str:
     """What attacks gain where nothing defends, or cost where they have no trigger."""
     without = f"With {overview.defence}, which is no defence, attacks"
     if (lift := overview.lift_worst) is not None:
-        mean = _points(overview.lift)
-        return f"{without} gain a mean ASR lift of {mean}, at worst {_points(lift.figure)}."
+        mean = points(overview.lift)
+        return f"{without} gain a mean ASR lift of {mean}, at worst {points(lift.figure)}."
     if (loss := overview.tar_loss_worst) is not None:
-        mean = _points(overview.tar_loss)
-        return f"{without} cost {mean} of TAR on average, at worst {_points(loss.figure)}."
+        mean = points(overview.tar_loss)
+        return f"{without} cost {mean} of TAR on average, at worst {points(loss.figure)}."
     return ""
 
 
@@ -249,9 +106,9 @@ def _price(best: Overview, reference: str) -> str:
     """What the defence costs: recognition, honest updates and time."""
     parts = []
     if best.clean_tar_loss is not None and best.defence != reference:
-        parts.append(f"{_points(best.clean_tar_loss)} of TAR when nobody attacks")
+        parts.append(f"{points(best.clean_tar_loss)} of TAR when nobody attacks")
     if best.tar_loss is not None:
-        parts.append(f"{_points(best.tar_loss)} of TAR under attack")
+        parts.append(f"{points(best.tar_loss)} of TAR under attack")
     if best.fpr is not None:
         parts.append(f"{percent(best.fpr.value)} of the honest updates excluded under attack")
     if best.clean_exclusion is not None:
@@ -292,11 +149,6 @@ def _uncertainty(ranked: Sequence[tuple[Rank, Overview]]) -> list[str]:
 
 def _list(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _points(figure: Figure | None) -> str:
-    """A difference of rates in percentage points."""
-    return "-" if figure is None else f"{100 * figure.value:z.1f} points"
 
 
 def _rates(bench: Bench) -> str:

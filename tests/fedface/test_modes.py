@@ -1,7 +1,8 @@
 import pytest
+import torch
 from torch import nn
 
-from fedface.modes import evaluating
+from fedface.modes import evaluating, torch_threads
 
 
 def test_every_module_gets_its_own_mode_back():
@@ -18,3 +19,14 @@ def test_modes_return_after_an_error():
     with pytest.raises(KeyError), evaluating(model):
         raise KeyError
     assert model.training
+
+
+def test_threads_return_after_an_error():
+    before = torch.get_num_threads()
+    seen = []
+    with pytest.raises(KeyError), torch_threads(before + 1):
+        seen.append({}[torch.get_num_threads()])
+    assert torch.get_num_threads() == before
+    with torch_threads(before + 1):
+        seen.append(torch.get_num_threads())
+    assert seen == [before + 1] and torch.get_num_threads() == before

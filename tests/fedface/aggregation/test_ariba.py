@@ -226,12 +226,13 @@ def test_the_probe_is_asked_and_remembered():
         def judge(self, cohort, state):
             scores = torch.zeros(20, dtype=torch.float64)
             scores[7] = 2 * self.max_z
-            return {**state, "probe/told": torch.ones(1)}, scores
+            return {**state, "probe/told": state.get("probe/told", torch.zeros(1)) + 1}, scores
 
     result, state = Ariba(probe=Answers())(unequal_cohort(0), {})
+    _, state = Ariba(probe=Answers())(unequal_cohort(0), state)
     assert pruned(result) == [7] and float(result.scores[7]) == 2
     assert float(result.layer_scores[PROBE][7]) == 2 * Probe().max_z
-    assert "probe/told" in state
+    assert state["probe/told"] == 2
     with pytest.raises(ValueError, match="probe needs a cohort with its global model"):
         aggregate(Ariba(probe=Probe()), unequal_cohort(0))
 
