@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from fedface.aggregation.blocks import Scratch, in_threads
+from fedface.aggregation.blocks import in_threads
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
 from fedface.aggregation.distances import cosines, update_norms
 from fedface.aggregation.fragments import FragmentLayer, cut, fragment_layers
@@ -205,20 +205,19 @@ class Ariba(Aggregator):
                 "ariba needs a parameter '...weight' of two dimensions or more, "
                 f"got {[slot.name for slot in cohort.layout.slots]}"
             )
-        scale = self.scale(cohort, norms).float().numpy()[:, None, None]
+        norms = update_norms(cohort.updates) if norms is None else norms
+        lengths = self.scale(cohort, norms)
+        bound = 1.01 * float((norms / lengths).max())
         detector = Detector(self.n_components, self.quantile, self.support_fraction)
 
         def judged(layer: FragmentLayer) -> Tensor | None:
             rng = numpy_stream(cohort.seed, "ariba pca", cohort.server_round, layer.name)
-            scratch, shape = Scratch(), (len(scale), layer.n_fragments, layer.fragment_dim)
+            shape = (len(lengths), layer.n_fragments, layer.fragment_dim)
 
             def take(positions: slice) -> NDArray[np.float32]:
-                fragments = cut(cohort.updates, layer, positions).numpy()
-                scaled = scratch.array("scaled", fragments.shape, np.float32)
-                np.divide(fragments, scale, out=scaled)
-                return scaled
+                return cut(cohort.updates, layer, positions).numpy()
 
-            return detector.judge(take, shape, rng)
+            return detector.judge(take, shape, rng, lengths.numpy(), bound)
 
         # The largest first, so that no thread is left with one while the others wait.
         largest = sorted(layers, key=lambda layer: -layer.n_fragments * layer.fragment_dim)

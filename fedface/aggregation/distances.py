@@ -1,10 +1,12 @@
 """Norms of client updates and distances between them, summed in float64."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedface.aggregation.blocks import Scratch, sum_by_columns
+from fedface.aggregation.blocks import Scratch, inner_products, sum_by_columns
 
 LEAST_LENGTH = 1e-30
 """What counts as the length of a row that has none."""
@@ -18,6 +20,7 @@ def gram(
     origin: int | None = None,
     block: int | None = None,
     chosen: Tensor | None = None,
+    exact: bool = True,
 ) -> Tensor:
     """Returns the inner products between the rows.
 
@@ -26,6 +29,9 @@ def gram(
         origin: The row that is subtracted from all first, or None for none.
         block: Columns per pass, see :func:`fedface.aggregation.blocks.slices`.
         chosen: ``(n,)`` int64, which rows count; None for all.
+        exact: In float64. False takes each block's sums in float32 and adds only those up in
+            float64, in half the time: six digits of what the rows' lengths allow, for rows whose
+            squares neither overflow nor vanish.
 
     Returns:
         ``(n, n)`` float64, symmetric.
@@ -33,20 +39,24 @@ def gram(
     values, scratch = rows.numpy(), Scratch()
     indices = list(range(len(values))) if chosen is None else chosen.tolist()
     n, dim = len(indices), values.shape[1]
+    kind, everyone = np.float64 if exact else np.float32, indices == list(range(len(values)))
 
-    def products(columns: slice) -> NDArray[np.float64]:
-        exact = scratch.array("exact", values[:n, columns].shape)
-        for row, i in zip(exact, indices, strict=True):
-            np.copyto(row, values[i, columns])
+    def products(columns: slice) -> NDArray[Any]:
+        block = scratch.array("block", values[:n, columns].shape, kind)
+        if everyone:
+            np.copyto(block, values[:, columns])
+        else:
+            for row, i in zip(block, indices, strict=True):
+                np.copyto(row, values[i, columns])
         if origin is not None:
-            exact -= values[indices[origin], columns]
-        return np.asarray(exact @ exact.T)
+            block -= values[indices[origin], columns]
+        return inner_products(block)
 
     return sum_by_columns(products, (n, dim), (n, n), block)
 
 
 def cosines(rows: Tensor, chosen: Tensor | None = None) -> Tensor:
-    """Returns the cosines between the rows; zero where one has no length.
+    """Returns the cosines between the rows, to six digits; zero where one has no length.
 
     Args:
         rows: ``(n, dim)``, or more rows than the ``chosen`` ones.
@@ -55,7 +65,7 @@ def cosines(rows: Tensor, chosen: Tensor | None = None) -> Tensor:
     Returns:
         ``(n, n)`` float64, symmetric.
     """
-    products = gram(rows, chosen=chosen)
+    products = gram(rows, chosen=chosen, exact=False)
     norms = products.diagonal().sqrt().clamp_min(LEAST_LENGTH)
     return products / norms.outer(norms)
 

@@ -28,7 +28,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from fedface.aggregation.blocks import by_columns
+from fedface.aggregation.blocks import by_columns, remembered
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
 from fedface.aggregation.distances import gram
 from fedface.aggregation.fragments import fragment_layers
@@ -66,7 +66,7 @@ def add_histories(state: State, cohort: Cohort, features: Tensor) -> State:
     new = {**state, IDS: everyone}
     old = dict(zip(torch.searchsorted(everyone, known).tolist(), before.numpy(), strict=True))
     present = dict(zip(rows_of(new, cohort).tolist(), features.numpy(), strict=True))
-    histories, limit = np.empty((len(everyone), n_features), np.float32), np.finfo(np.float32).max
+    histories, limit = remembered((len(everyone), n_features)), np.finfo(np.float32).max
 
     def add(columns: slice) -> None:
         for row, history in enumerate(histories):

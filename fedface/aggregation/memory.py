@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedface.aggregation.blocks import Scratch, by_columns
+from fedface.aggregation.blocks import Scratch, by_columns, remembered
 from fedface.aggregation.cohort import Cohort, State
 from fedface.aggregation.distances import update_norms
 
@@ -119,16 +119,21 @@ def add_residuals(
         raise ValueError(f"memory needs updates of dim {before.shape[1]}, got dim {dim}")
     rows, residuals = rows_of(state, cohort).tolist(), _residuals_of(cohort.updates, norms)
     absent = sorted({*range(n_known)} - {*rows})
-    summed = np.empty((n_known, dim), np.float32)
+    summed = remembered((n_known, dim))
 
     def add(columns: slice) -> None:
-        for row in absent:
-            summed[row, columns] = 0 if before is None else before[row, columns]
+        new = summed[:, columns]
+        if before is None:
+            new[absent] = 0
+        else:
+            np.multiply(before[:, columns], np.float32(decay), out=new)
+            for row in absent:
+                np.copyto(new[row], before[row, columns])
         for row, residual in zip(rows, residuals(columns), strict=True):
-            new = summed[row, columns]
-            np.copyto(new, residual, casting="same_kind")
-            if before is not None:
-                new += np.float32(decay) * before[row, columns]
+            if before is None:
+                np.copyto(new[row], residual)
+            else:
+                new[row] += residual
 
     by_columns(add, (n_known, dim))
     return {**state, RESIDUALS: torch.from_numpy(summed)}
@@ -136,7 +141,7 @@ def add_residuals(
 
 def _residuals_of(
     updates: Tensor, norms: Tensor | None = None
-) -> Callable[[slice], NDArray[np.float64]]:
+) -> Callable[[slice], NDArray[np.float32]]:
     """What gives some columns of the unit residuals, until the next call on the same thread."""
     values, scratch = updates.numpy(), Scratch()
     lengths = (update_norms(updates) if norms is None else norms).numpy()
@@ -144,10 +149,11 @@ def _residuals_of(
     inverse = np.divide(1, lengths, where=moving, out=np.zeros_like(lengths))[:, None]
     n_moving = max(1, np.count_nonzero(moving))
 
-    def residuals(columns: slice) -> NDArray[np.float64]:
-        units = scratch.exact(values[:, columns])
-        units *= inverse
-        units -= units.sum(axis=0) / n_moving
+    def residuals(columns: slice) -> NDArray[np.float32]:
+        piece = values[:, columns]
+        units = scratch.array("units", piece.shape, np.float32)
+        np.multiply(piece, inverse, out=units, casting="same_kind")
+        units -= (units.sum(axis=0, dtype=np.float64) / n_moving).astype(np.float32)
         units[~moving] = 0
         return units
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from fedface.aggregation.blocks import Scratch, sum_by_columns
+from fedface.aggregation.blocks import Scratch, inner_products, sum_by_columns
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State, global_model
 from fedface.aggregation.distances import update_norms
 from fedface.aggregation.weights import Weighting, client_weights, weighted_sum
@@ -162,7 +162,7 @@ def _products(updates: Tensor, weights: Tensor, block: int | None) -> Tensor:
         local = scratch.array("local", (1 + n, len(start[columns])))
         np.copyto(local, start[columns])
         local[1:] += values[:, columns]
-        return np.asarray(local @ local.T)
+        return inner_products(local)
 
     return sum_by_columns(products, values.shape, (1 + n, 1 + n), block)
 

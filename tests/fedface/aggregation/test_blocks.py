@@ -13,6 +13,8 @@ from fedface.aggregation.blocks import (
     Scratch,
     by_columns,
     in_threads,
+    inner_products,
+    remembered,
     slices,
     sum_by_columns,
 )
@@ -89,6 +91,42 @@ def test_scratch_is_kept_per_thread_and_renewed_for_another_shape():
     assert others[0] is not scratch.array("b", (3,))
     copy = scratch.exact(np.float32([1, 2]))
     assert copy.dtype == np.float64 and copy.tolist() == [1, 2]
+
+
+def test_inner_products_have_the_bits_of_the_product():
+    rows = np.random.default_rng(0).standard_normal((7, 999))
+    assert np.array_equal(inner_products(rows), rows @ rows.T)
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def test_remembered_memory_is_used_again_when_nobody_holds_it():
+    first = remembered((3, 5))
+    first[:] = 7
+    kept = torch.from_numpy(first)[1:, 2:]
+    place = address(first)
+    del first
+    second = remembered((3, 5))
+    assert address(second) != place, "a view of the first is alive"
+    second[:] = 8
+    assert kept.tolist() == [[7] * 3] * 2
+    del kept
+    third = remembered((3, 5))
+    assert address(third) == place and third.dtype == np.float32 and third.flags.writeable
+    del third
+    assert remembered((5, 3)).shape == (5, 3) and remembered((3, 5)).shape == (3, 5)
+
+
+def test_a_state_that_is_held_is_not_written_over():
+    """Every round of a rule with a memory, kept: the later ones leave the earlier ones alone."""
+    rule, state, kept = TypeAdapter(AnyAggregator).validate_python({"name": "ariba"}), {}, []
+    for server_round in range(1, 5):
+        cohort = unequal_cohort(seed=server_round)
+        _, state = rule(cohort, state)
+        kept.append((state["clients/residuals"], state["clients/residuals"].clone()))
+    assert all(torch.equal(now, then) for now, then in kept)
 
 
 NO_MODEL = [

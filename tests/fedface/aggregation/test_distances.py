@@ -41,6 +41,14 @@ def test_gram_matches_the_definition_centred_or_not():
     torch.testing.assert_close(gram(rows.float(), origin=2, block=8), expected)
 
 
+@pytest.mark.parametrize("chosen", [None, torch.tensor([3, 0])])
+def test_inexact_products_have_six_digits_of_the_lengths(chosen):
+    rows = 3 * random_updates(1, 50_000) + random_updates(4, 50_000)
+    found, exact = gram(rows, chosen=chosen, exact=False), gram(rows, chosen=chosen)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, exact, rtol=2e-6, atol=2e-6 * float(exact.max()))
+
+
 def test_an_enormous_row_leaves_the_distances_among_others_exact():
     updates = random_updates(6, 1000)
     expected = pairwise_squared_distances(updates)

@@ -40,6 +40,34 @@ def test_standardise_matches_the_definition(n_clients):
             )
 
 
+def test_the_scale_of_a_wide_layer_is_measured_on_some_coordinates(monkeypatch):
+    fragments = normal(20, 4, 3000) * torch.tensor([1.0, 10.0, 0.1, 3.0])[:, None]
+    some = standardise(fragments)
+    monkeypatch.setattr(outlier_fragments, "MEASURED", 20 * 3000)
+    every = standardise(fragments)
+    ratio = (some / every)[0, :, 0]
+    assert ratio.tolist() != [1.0] * 4
+    torch.testing.assert_close(some, ratio[:, None] * every)
+    torch.testing.assert_close(ratio, torch.ones(4), rtol=0.03, atol=0)
+
+
+def test_one_enormous_number_is_clipped_wherever_it_stands():
+    """Where the scale is not measured, too, and whether or not the caller knows the largest."""
+    fragments = normal(20, 16, 3000)
+    for column in (0, 1, 2999):
+        spoilt = fragments.clone()
+        spoilt[3, 5, column] = 1e38
+        flags = DETECTOR.flags(spoilt, rng())
+        assert bool(flags[3, 5]) and int(flags.sum()) < 0.1 * flags.numel()
+
+
+def test_lengths_divide_the_fragments():
+    fragments, lengths = normal(8, 30, 12), torch.linspace(0.5, 2, 8, dtype=torch.float64)
+    take = outlier_fragments._taken_from(fragments * lengths.float()[:, None, None])
+    found = Points(take, (8, 30, 12), lengths.numpy())
+    torch.testing.assert_close(torch.from_numpy(found.at(slice(None))), standardise(fragments))
+
+
 def test_standardise_survives_agreement_and_enormous_values():
     fragments = torch.ones(5, 2, 3)
     assert not bool(standardise(fragments).any())
