@@ -3,12 +3,13 @@
     python benchmarks/engine_overhead.py [--quick] [--sizes 1 11 43] [--clients 10 50]
         [--engines resident flower in_process plain_loop memcpy] [--output FILE.json]
 
-The client is trivial: it adds 0.001 to each of the 60 tensors that it gets and sends them back. The
-server takes the product's own path: messages by :func:`strategies.cohorts.exchange`, screening by
-:func:`strategies.records.to_update`, :class:`fedface.aggregation.Mean`. Beside the engines stand a
-plain loop that sends nothing (for each client: copy the weights, add, add to the running mean, in
-memory reserved before) and a copy of the same bytes into a matrix that is there already. Each case
-has a fresh process; memory is sampled in rounds of its own, which are not timed.
+The client is trivial: it adds 0.001 to each of the 60 tensors that it gets and sends them back, by
+:func:`strategies.records.to_record` as the product does. The server takes the product's own path:
+messages by :func:`strategies.cohorts.exchange`, screening by :func:`strategies.records.to_update`,
+:class:`fedface.aggregation.Mean`. Beside the engines stand a plain loop that sends nothing (for
+each client: copy the weights, add, add to the running mean, in memory reserved before) and a copy
+of the same bytes into a matrix that is there already. Each case has a fresh process; memory is
+sampled in rounds of its own, which are not timed.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from measuring import (
@@ -91,7 +92,7 @@ def trivial_app() -> ClientApp:
         received = message.content.array_records[ARRAYS].to_torch_state_dict()
         _work(message.content.config_records[CONFIG].get("work-seconds", 0.0))
         # Naming torch here imports it in workers, without which flwr makes no state dict.
-        arrays = ArrayRecord({name: torch.add(value, STEP) for name, value in received.items()})
+        arrays = to_record({name: torch.add(value, STEP) for name, value in received.items()})
         metrics = MetricRecord({"num-examples": 1, "num-steps": 1, "loss": 0.0})
         return Message(RecordDict({ARRAYS: arrays, METRICS: metrics}), reply_to=message)
 

@@ -22,6 +22,7 @@ from clients.state import SiteState
 from fedface import parameters
 from fedface.data.tensors import to_float
 from fedface.heads import AnyHead
+from fedface.npy import to_npy
 from fedface.parameters import Layout
 from fedface.random import stream
 from fedface.training.local import HONEST, Hooks, LocalTraining, train_locally
@@ -199,7 +200,7 @@ class FaceClient:
                 another site of this process left it.
         """
         tensors = {
-            name: torch.from_numpy(np.array(array.numpy()))
+            name: torch.from_numpy(array.numpy())
             for record in ("arrays", "buffers")
             for name, array in message.content.array_records.get(record, ArrayRecord()).items()
         }
@@ -229,7 +230,13 @@ def round_of(message: Message) -> int:
 
 def to_record(tensors: dict[str, Tensor]) -> ArrayRecord:
     """Returns named tensors as an ArrayRecord."""
-    return ArrayRecord({name: Array(value.cpu().numpy()) for name, value in tensors.items()})
+    values = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+    return ArrayRecord(
+        {
+            name: Array(str(array.dtype), array.shape, "numpy.ndarray", to_npy(array))
+            for name, array in values.items()
+        }
+    )
 
 
 def reply_with(message: Message, **records: ArrayRecord | MetricRecord) -> Message:

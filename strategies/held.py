@@ -11,6 +11,8 @@ from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedface.npy import to_npy
+
 
 class HeldArray(Array):
     """An ``Array`` that is made into bytes only when somebody asks for them."""
@@ -26,7 +28,7 @@ class HeldArray(Array):
     @property
     def data(self) -> bytes:  # type: ignore[override]
         """The values as ``.npy`` bytes."""
-        return Array(self.values.numpy()).data
+        return to_npy(self.values.numpy())
 
     def numpy(self) -> NDArray[Any]:
         """Returns a copy of the values, as reading them from bytes would."""

@@ -22,6 +22,7 @@ from fedface.aggregation.screening import (
     screen,
     shortened,
 )
+from fedface.npy import to_npy
 from fedface.parameters import Layout, stacked
 from strategies.held import HeldArray
 
@@ -82,14 +83,18 @@ class Ticket:
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Returns named tensors as an ArrayRecord (``.npy`` bytes, no pickle)."""
+    values = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
     return ArrayRecord(
-        {name: Array(value.detach().cpu().numpy()) for name, value in tensors.items()}
+        {
+            name: Array(str(array.dtype), array.shape, "numpy.ndarray", to_npy(array))
+            for name, array in values.items()
+        }
     )
 
 
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
     """Returns a trusted ArrayRecord as named tensors."""
-    return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
+    return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
 
 
 def _to_arrays(field: str, record: object, expected_bytes: Mapping[str, int]) -> dict[str, Values]:
