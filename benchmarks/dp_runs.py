@@ -6,11 +6,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
 from measuring import describe_machine, figure, write_json
 from rich.console import Console
 
 from fedface.config import parse_config, read_yaml
 from fedface.report.tables import Table
+from simulations.build import build_backbone, build_data
+from simulations.evaluation import evaluate_global
 from simulations.execution import run_single
 from simulations.schema import RunConfig, merge
 
@@ -28,6 +31,9 @@ QUICK: dict[str, Any] = {
     "evaluation": {"n_bootstrap": 40},
 }
 """What makes any cell a matter of seconds: a smoke test, no measurement."""
+
+N_RENDERED, RENDERED_ROUNDS = 1000, 20
+"""People and rounds of the rendered start."""
 
 PLAIN_TRAINING = {"batch_size": 32, "optimizer": {"learning_rate": 0.05, "momentum": 0.9}}
 CLIPPED_TRAINING = {"optimizer": {"learning_rate": 1.0, "momentum": 0.9}}
@@ -70,6 +76,39 @@ def run_cell(
     console = Console()
     console.print(f"{name} seed {seed}", highlight=False, markup=False)
     return {"cell": name, "seed": seed, **figures(run_single(config, console, name, resume=True))}
+
+
+def started(options: argparse.Namespace, data: str, seed: int, start: str) -> dict[str, Any]:
+    """Returns what makes a run start so: ``random``, or ``rendered``, trained now if need be."""
+    if start == "random":
+        return {}
+    content = without_privacy(base(f"dp/{data}_image.yaml"))
+    faces = {
+        "name": "renderer",
+        "n_identities": N_RENDERED,
+        "images_per_identity": 12,
+        "size": content["data"]["faces"]["size"],
+        "seed": 1000,
+    }
+    content["data"] = {"faces": faces, "split": {"test": 100, "calibration": 50}}
+    content["federation"] = {"n_clients": 2, "n_rounds": RENDERED_ROUNDS}
+    content["evaluation"] = {"every": RENDERED_ROUNDS}
+    run_cell(content, options.runs, f"{data}-start", seed, options.quick)
+    folder = options.runs / f"{data}-start" / f"seed-{seed}"
+    return {"model": {"start": str(folder.absolute())}}
+
+
+def tar_untrained(
+    begin: Mapping[str, Any], content: Mapping[str, Any], seed: int, quick: bool
+) -> float | None:
+    """Returns the TAR of a start as it is, on the people of the cells that begin with it."""
+    merged = merge(without_privacy(content), begin)
+    merged = {**(merge(merged, QUICK) if quick else merged), "name": "untrained", "seed": seed}
+    config = parse_config(merged, RunConfig, "untrained")
+    data = build_data(config)
+    backbone = build_backbone(config, data.train.images.shape[1])
+    found = evaluate_global(config, data, backbone, torch.device("cpu"), 0)
+    return _at([(p["alpha"], p["tar"]) for p in found["verification"]["points"]])
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,37 +5,27 @@
         [--output FILE.json]
 
 The federations of configs/dp, one run folder per cell: an interrupted benchmark goes on where it
-was. "infinity" clips and samples alike without noise; "none" is plain federated averaging. The
-start "rendered" is a backbone that two sites trained without privacy on rendered people (others
-than the demo's), which costs no privacy of anybody.
+was. "infinity" clips and samples alike without noise; "none" is plain federated averaging;
+"untrained" is the start as it is. The start "rendered" is a backbone that two sites trained without
+privacy on rendered people (others than the demo's), which costs no privacy of anybody.
 """
 
 import argparse
 from typing import Any
 
-from dp_runs import base, main_of, over_seeds, run_cell, with_epsilon, without_privacy
+from dp_runs import (
+    base,
+    main_of,
+    over_seeds,
+    run_cell,
+    started,
+    tar_untrained,
+    with_epsilon,
+    without_privacy,
+)
 
 from fedface.report.tables import Table
 from simulations.schema import merge
-
-N_RENDERED, ROUNDS = 1000, 20
-
-
-def started(options: argparse.Namespace, data: str, seed: int) -> str:
-    """Trains the rendered start of a seed, or finds it; returns its run folder."""
-    content = without_privacy(base(f"dp/{data}_image.yaml"))
-    faces = {
-        "name": "renderer",
-        "n_identities": N_RENDERED,
-        "images_per_identity": 12,
-        "size": content["data"]["faces"]["size"],
-        "seed": 1000,
-    }
-    content["data"] = {"faces": faces, "split": {"test": 100, "calibration": 50}}
-    content["federation"] = {"n_clients": 2, "n_rounds": ROUNDS}
-    content["evaluation"] = {"every": ROUNDS}
-    run_cell(content, options.runs, f"{data}-start", seed, options.quick)
-    return str((options.runs / f"{data}-start" / f"seed-{seed}").absolute())
 
 
 def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Table]:
@@ -45,7 +35,17 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Table]:
     rows: dict[str, list[str]] = {}
     for data in options.data:
         for start in options.starts:
+            begin = {seed: started(options, data, seed, start) for seed in options.seeds}
             for unit in options.units:
+                for seed in options.seeds:
+                    tar = tar_untrained(
+                        begin[seed], base(f"dp/{data}_{unit}.yaml"), seed, options.quick
+                    )
+                    cell = f"{data}-{unit}-{start}-untrained"
+                    about = {"data": data, "unit": unit, "start": start, "level": "untrained"}
+                    records.append({**about, "cell": cell, "seed": seed, "tar": tar})
+                name = f"{data}, {unit}, {start} start"
+                rows[name] = [over_seeds(records, cell, "tar")]
                 for level in levels:
                     cell = f"{data}-{unit}-{start}-{'infinity' if level is None else level}"
                     for seed in options.seeds:
@@ -55,16 +55,13 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Table]:
                             if level == "none"
                             else with_epsilon(content, level)
                         )
-                        if start == "rendered":
-                            begin = {"model": {"start": started(options, data, seed)}}
-                            content = merge(content, begin)
+                        content = merge(content, begin[seed])
                         record = run_cell(content, options.runs, cell, seed, options.quick)
                         about = {"data": data, "unit": unit, "start": start, "level": level}
                         records.append({**about, **record})
-                    row = rows.setdefault(f"{data}, {unit}, {start} start", [])
-                    row.append(over_seeds(records, cell, "tar"))
+                    rows[name].append(over_seeds(records, cell, "tar"))
     titles = [f"epsilon {'infinity' if level is None else level}" for level in levels[1:]]
-    columns = ("TAR@FAR=0.01", "no privacy", *titles)
+    columns = ("TAR@FAR=0.01", "untrained", "no privacy", *titles)
     return records, Table(columns, tuple((name, *cells) for name, cells in rows.items()))
 
 
