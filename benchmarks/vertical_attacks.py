@@ -43,8 +43,8 @@ from vertical_world import (
     gallery,
     labels_of,
     recogniser,
-    render,
     train,
+    world_of,
 )
 
 from fedface.attacks.inversion import (
@@ -276,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: dict[str, list[Found]] = {p.name: [] for p in wanted}
     settings = {"size": asdict(size), "seeds": chosen.seeds, "epsilons": chosen.epsilons}
     for seed in chosen.seeds:
-        world = render(size, seed)
+        world = world_of(size, seed)
         judge = recogniser(world, seed, size.passes)
         for protection in wanted:
             start = perf_counter()

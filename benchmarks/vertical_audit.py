@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from measuring import describe_machine, figure, write_json
 from torch import Tensor
-from vertical_world import SIZES, Protection, Size, add_world_arguments, render, train
+from vertical_world import SIZES, Protection, Size, add_world_arguments, train, world_of
 
 from fedface.privacy import AnyRelease, EmbeddingRelease, UnclippedNoise
 from fedface.privacy.audit import audit, distinguishing_scores
@@ -116,7 +116,7 @@ def examine(claim: Claim, n_runs: int, seed: int) -> dict[str, Any]:
 
 def distant_faces(size: Size, seed: int) -> Tensor:
     """Returns the embeddings ``(2, DIM)`` of the two most distant photographs, at C = 1."""
-    world = render(size, seed)
+    world = world_of(size, seed)
     party = train(world, size, Protection("afe", adaptive=True, clip=1.0), seed).passive
     records = world.records("enrolled")
     with torch.no_grad():

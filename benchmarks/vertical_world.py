@@ -8,8 +8,10 @@ the left half of a photograph, the one passive party the right half.
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,14 +21,14 @@ from torch import Tensor, nn
 
 from fedface.backbones import SmallConv
 from fedface.data.face_parameters import Strength
-from fedface.data.faces import Faces
+from fedface.data.lfw import LfwFaces
 from fedface.data.renderer import RenderedFaces
 from fedface.data.tensors import to_float
 from fedface.evaluation.leakage import Embedder, Gallery
 from fedface.heads import CosFace
 from fedface.modes import evaluating
 from fedface.privacy import AnyRelease, EmbeddingRelease, Unprotected
-from fedface.random import stream
+from fedface.random import numpy_stream, stream
 from fedface.training.local import LocalTraining, batches, train_locally
 from fedface.training.optimizers import SGD
 from fedface.vertical.active import ActiveParty, ActiveSettings
@@ -48,6 +50,7 @@ class Size:
     """How large the world is.
 
     Attributes:
+        faces: ``rendered``, or the photographs of ``lfw``.
         people: Of each group, in the order of :data:`GROUPS`.
         photographs: Of each person; ``later`` of an enrolled one are never trained on.
         later: See ``photographs``.
@@ -59,6 +62,7 @@ class Size:
         passes: Over the pictures, of the recogniser, the decoder and the shadow bottom model.
     """
 
+    faces: Literal["rendered", "lfw"] = "rendered"
     people: tuple[int, int, int, int, int] = (24, 24, 60, 24, 60)
     photographs: int = 12
     later: int = 4
@@ -164,8 +168,16 @@ class Federation:
         return self.passive.embed_once(world.other[records], records, rng)
 
 
-def render(size: Size, seed: int) -> World:
-    """Returns a world of rendered faces, the same for the same arguments."""
+def world_of(size: Size, seed: int) -> World:
+    """Returns a world of rendered or real faces, the same for the same arguments.
+
+    Raises:
+        ValueError: If the real faces are absent, or too few people have enough photographs.
+    """
+    return _photographed(size, seed) if size.faces == "lfw" else _rendered(size, seed)
+
+
+def _rendered(size: Size, seed: int) -> World:
     strength = Strength(**dict.fromkeys(Strength.model_fields, 0.4) | {"occlusion": 0.0})
     faces = RenderedFaces(
         n_identities=sum(size.people),
@@ -174,13 +186,29 @@ def render(size: Size, seed: int) -> World:
         seed=seed,
         strength=strength,
     ).load()
-    return deal(faces, size)
+    return _dealt(faces.images, size)
 
 
-def deal(faces: Faces, size: Size) -> World:
-    """Returns ``faces``, equally many of each person and in their order, as a world."""
-    left, right = LeftRight(size=size.pixels).cut(faces.images)
-    people = torch.from_numpy(np.array(faces.identities))
+def _photographed(size: Size, seed: int) -> World:
+    """The first photographs of people of LFW with enough of them, drawn by the seed."""
+    root = Path(os.environ.get("FEDFACE_DATA", "../shared/data")) / "lfw"
+    faces = LfwFaces(
+        root=root, size=size.pixels, min_images=size.photographs, max_images=size.photographs
+    ).load()
+    if faces.n_identities < (needed := sum(size.people)):
+        raise ValueError(
+            f"the world needs {needed} people with {size.photographs} photographs, "
+            f"found {faces.n_identities} in {root}"
+        )
+    drawn = numpy_stream(seed, "people").permutation(faces.n_identities)[:needed]
+    of_each = [np.flatnonzero(faces.identities == person) for person in drawn]
+    return _dealt(np.asarray(faces.images[np.concatenate(of_each)]), size)
+
+
+def _dealt(images: NDArray[np.uint8], size: Size) -> World:
+    """The images, ``size.photographs`` of one person after the other, as a world."""
+    left, right = LeftRight(size=size.pixels).cut(images)
+    people = torch.arange(len(images)) // size.photographs
     bounds = torch.tensor(np.cumsum(size.people))
     place = torch.arange(len(people)) % size.photographs
     return World(
@@ -266,6 +294,7 @@ def gallery(world: World, embed: Embedder) -> Gallery:
 
 SIZES = {
     "full": Size(),
+    "lfw": Size(faces="lfw", people=(24, 24, 60, 24, 52), photographs=9, later=3),
     "small": Size(
         people=(12, 12, 40, 12, 30),
         photographs=9,
@@ -291,7 +320,9 @@ SIZES = {
 
 def add_world_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds ``--size``, ``--seeds`` and ``--epsilons``."""
-    parser.add_argument("--size", choices=sorted(SIZES), default="full", help="of the world")
+    parser.add_argument(
+        "--size", choices=sorted(SIZES), default="full", help="of the world; lfw: real faces"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="worlds to average over")
     parser.add_argument(
         "--epsilons", type=float, nargs="+", default=[1.0, 4.0, 16.0], help="budgets at delta 1e-5"

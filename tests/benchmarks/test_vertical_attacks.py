@@ -6,7 +6,7 @@ import torch
 from tests.benchmarks.by_path import script
 
 script("measuring")
-world_of = script("vertical_world")
+worlds = script("vertical_world")
 attacks = script("vertical_attacks")
 
 
@@ -42,10 +42,10 @@ def test_known_records_are_the_first_of_each_label() -> None:
 @pytest.mark.slow
 def test_attacks_work_undefended_and_noise_stops_those_on_features() -> None:
     """The whole bench's point, on a small world: both directions leak, and DP guards one."""
-    size = world_of.SIZES["small"]
-    world = world_of.render(size, 0)
-    judge = world_of.recogniser(world, 0, size.passes)
-    none, noisy = world_of.Protection("none"), world_of.Protection("noise", 1.0)
+    size = worlds.SIZES["small"]
+    world = worlds.world_of(size, 0)
+    judge = worlds.recogniser(world, 0, size.passes)
+    none, noisy = worlds.Protection("none"), worlds.Protection("noise", 1.0)
     clear, hidden = (
         attacks.attack(world, size, protection, judge, 0) for protection in (none, noisy)
     )

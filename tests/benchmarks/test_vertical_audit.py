@@ -7,13 +7,13 @@ from fedface.privacy import EmbeddingRelease
 from tests.benchmarks.by_path import script
 
 script("measuring")
-world_of = script("vertical_world")
+worlds = script("vertical_world")
 bench = script("vertical_audit")
 
 
 @pytest.fixture(scope="module")
 def faces() -> torch.Tensor:
-    return bench.distant_faces(world_of.SIZES["tiny"], 0)
+    return bench.distant_faces(worlds.SIZES["tiny"], 0)
 
 
 def test_two_faces_lie_on_the_sphere_and_no_further_than_its_diameter(faces) -> None:
