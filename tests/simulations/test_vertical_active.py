@@ -1,5 +1,7 @@
 """Whole vertical runs whose active party is a client: the same bits as at the server."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +177,43 @@ def test_every_engine_gives_the_same_bits(tmp_path: Path) -> None:
         left[name] = lasting(folder.path)
         assert facts(folder.path) == facts(tmp_path / "in_process" / "tiny")
     assert all(equal(found, left["in_process"]) for found in left.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("node", "kind"),
+    [pytest.param(2, "train.steps", marks=pytest.mark.ci), (2, "train.save"), (0, "train")],
+)
+def test_a_killed_worker_changes_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: int, kind: str
+) -> None:
+    """Kill -9 after a party's work: the message is answered anew, from what the party was."""
+    quiet = ran(tiny_vertical(tmp_path / "quiet", **CLIENT))
+    engine = {"name": "resident", "num_cpus": 2}
+    config = tiny_vertical(tmp_path / "killed", engine=engine, **CLIENT)
+    flag = tmp_path / "flag"
+    made = dying(vertical_app.vertical_client_app(config), node, kind, flag)
+    monkeypatch.setattr(vertical_app, "vertical_client_app", lambda own: made)
+    folder = ran(config)
+    assert flag.exists(), "nobody was killed"
+    assert facts(folder.path) == facts(quiet.path)
+    assert equal(lasting(folder.path), lasting(quiet.path))
+
+
+def dying(honest: ClientApp, node: int, kind: str, flag: Path) -> ClientApp:
+    """The run's app; in round 2 a node's answer to a type of message ends its process, once."""
+
+    class Dying(ClientApp):
+        def __call__(self, message: Message, context: Context) -> Message:
+            reply = honest(message, context)
+            if (
+                int(context.node_config["partition-id"]) == node
+                and message.metadata.message_type.startswith(kind)
+                and int(message.content.config_records["config"]["server-round"]) == 2
+                and not flag.exists()
+            ):
+                flag.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return reply
+
+    return Dying()
