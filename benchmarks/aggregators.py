@@ -1,19 +1,23 @@
 """What every aggregator costs on updates of a real network, beside Flower's and ByzFL's.
 
-    python benchmarks/aggregators.py [--quick] [--clients 20 50] [--sources fedface flower byzfl]
-        [--names krum median ...] [--output FILE.json]
+    python benchmarks/aggregators.py [--quick] [--warm] [--clients 20 50]
+        [--sources fedface flower byzfl] [--names krum median ...] [--output FILE.json]
 
 The updates are n x 11.4M float32 in the layout of an IResNet-18 (32 pixels, 128 numbers), Gaussian
 about a shared direction. fedface's aggregators have their defaults (none is told the number of
 attackers), Flower's strategies and ByzFL's rules are told f = n / 5; Flower's get replies whose
 arrays lie in memory. Each aggregator runs in a process of its own, forked from one that did nothing
-but import and read the updates, and with the same torch threads, after memory of three times the
-updates was touched and freed (``touch``). Beside each stand a copy of the updates and one float32
-Gram matrix, both measured in that process. Extra memory is the peak of the
+but import and read the updates, and with the same torch threads. Beside each stand a copy of the
+updates and one float32 Gram matrix, both measured in that process. Extra memory is the peak of the
 resident set during a call, less what was resident before. Aggregators with a memory are timed from
-the second round on; the memory itself is listed apart. A call of more than two seconds is not
+the third round on; the memory itself is listed apart. A call of more than two seconds is not
 repeated. ByzFL lies in an environment of its own, without torchvision, matplotlib and seaborn,
 which it imports and its aggregators do not use.
+
+A virtual machine may give memory that was freed back to its host, and waits for it when it is used
+again (two seconds for a gigabyte on ours, thirty times what the pages themselves cost): whoever
+copies the updates pays for that in each round. ``--warm`` has memory of three times the updates
+touched and freed before each call, so that nobody waits for the host.
 """
 
 import argparse
@@ -264,32 +268,30 @@ def floors(updates: Tensor) -> dict[str, float]:
 
 
 def touch(n_bytes: int) -> None:
-    """Writes so much fresh memory and frees it.
-
-    A virtual machine hands freed memory back to its host and waits for it when it is next used:
-    two seconds for a gigabyte on ours, thirty times what the pages themselves cost.
-    """
+    """Writes so much fresh memory and frees it: for ``--warm``."""
     np.empty(n_bytes, np.uint8).fill(1)
 
 
 def measured(prepare: Callable[[], Call], n_calls: int, touched_bytes: int = 0) -> dict[str, Any]:
     """Returns what the calls of one aggregator took.
 
-    An aggregator that remembers is timed from its second call on. So much memory is touched before
-    each call.
+    An aggregator that remembers is timed from its third call on: from then on it has the state of
+    the last round and the memory of the one before. So much memory is touched before each call.
     """
     seconds: list[float] = []
     cpu_seconds: list[float] = []
     extra: list[int] = []
-    remembered = 0
+    n_remembered = 0
     call = prepare()
     while len(seconds) < n_calls:
-        touch(touched_bytes)
+        if touched_bytes:
+            touch(touched_bytes)
         forget_peak()
         before, cpu, start = own_bytes(), process_time(), perf_counter()
-        had_memory, (aggregate, remembered) = remembered > 0, call()
+        aggregate, remembered = call()
         took = perf_counter() - start
-        if remembered and not had_memory:
+        n_remembered += remembered > 0
+        if 0 < n_remembered < 3:
             continue
         seconds.append(took)
         cpu_seconds.append(process_time() - cpu)
@@ -347,7 +349,7 @@ def measure(case: Mapping[str, Any]) -> dict[str, Any]:
     def work(name: str) -> dict[str, Any]:
         torch.set_num_threads(case["n_threads"])
         found = floors(updates)
-        touched = 3 * updates.numel() * updates.element_size()
+        touched = 3 * updates.numel() * updates.element_size() if case["warm"] else 0
         return {**found, **measured(calls[name], case["n_calls"], touched)}
 
     results = [{"name": name, **in_a_fork(partial(work, name), case["timeout"])} for name in wanted]
@@ -409,6 +411,7 @@ def run(options: argparse.Namespace) -> "Table":
                     "n_calls": options.calls,
                     "timeout": options.timeout,
                     "quick": options.quick,
+                    "warm": options.warm,
                 }
                 results += _results(case, python[source], options.threads)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
@@ -439,6 +442,7 @@ def main(arguments: list[str]) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--warm", action="store_true", help="touch memory before each call")
     parser.add_argument("--quick", action="store_true", help="twelve clients, small network")
     parser.add_argument("--clients", type=int, nargs="+", default=[20, 50])
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))

@@ -412,7 +412,7 @@ def soaked(options: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
         options,
         "soak",
         n_clients=10,
-        n_parameters=10_000,
+        n_parameters=10_000 if options.quick else 1_000_000,
         n_rounds=options.soak,
         every=every,
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -75,6 +75,8 @@ class FederationConfig(Config):
     join_timeout: PositiveFloat = 120.0
     """Seconds that the start waits for all sites, and a later round for min_valid_replies."""
     limits: ReplyLimits = ReplyLimits()
+    aggregate_on: Literal["cpu", "cuda"] = "cpu"
+    """Where the server works on large sums; cuda needs a GPU and rounds otherwise."""
 
     @model_validator(mode="after")
     def _cohort_fits(self) -> Self:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedface import parameters
 from fedface.aggregation.global_model import GlobalModel
 from fedface.aggregation.screening import shortened
+from fedface.config import ConfigError
 from fedface.parameters import Layout
 from fedface.report.run_folder import Checkpoint, RunFolder
 from simulations.build import RunData, build_backbone, malicious_clients
@@ -52,6 +53,7 @@ class Server:
         """Builds the first global model, or takes up the last checkpoint of ``folder``.
 
         Raises:
+            ConfigError: If it is to aggregate on a GPU and there is none.
             ValueError: If the checkpoint is damaged, does not fit the model, or the backbone does
                 not fit the images.
             OSError: If the folder cannot be written.
@@ -66,6 +68,11 @@ class Server:
         self.backbone: nn.Module = build_backbone(config, data.train.images.shape[1]).to(device)
         self.layout = Layout.of(self.backbone)
         federation = config.federation
+        if federation.aggregate_on == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "federation.aggregate_on: needed cpu, or a GPU that the server's torch can use; "
+                "found cuda and no GPU"
+            )
         self.privacy = PrivacyWatch(config, self.malicious)
         self.strategy = RobustStrategy(
             server_rule(config),
@@ -90,6 +97,7 @@ class Server:
                 federation.n_rounds,
             ),
             n_threads=config.engine.server_threads,
+            device=config.federation.aggregate_on,
         )
         self.adversary = None
         if config.attack is not None:

@@ -1,6 +1,7 @@
 """A Flower strategy whose server step is any fedface aggregator."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from math import isfinite
 from typing import Protocol
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from fedface.aggregation.cohort import Aggregation, Aggregator, State
 from fedface.aggregation.global_model import GlobalModel
+from fedface.aggregation.on_device import aggregating_on
 from fedface.aggregation.screening import ClientUpdate, InvalidReply, ReplyLimits, all_finite
 from fedface.modes import torch_threads
 from fedface.parameters import Layout
@@ -68,6 +70,7 @@ class RobustStrategy(Strategy):
         join_timeout: float = 120.0,
         model: GlobalModel | None = None,
         n_threads: int = 1,
+        device: str = "cpu",
     ) -> None:
         """Keeps the run's settings; nothing is sent before the first round.
 
@@ -88,9 +91,10 @@ class RobustStrategy(Strategy):
             model: What rules that look beyond the updates may use; its weights and buffers are
                 replaced by those of the round.
             n_threads: Threads that the aggregator may use while the clients rest.
+            device: Where it works on large sums: ``cpu`` (these threads) or ``cuda``.
         """
         self.model = model
-        self.n_threads = n_threads
+        self.n_threads, self.device = n_threads, device
         self.aggregator = aggregator
         self.layout = layout
         self.buffers = dict(buffers)
@@ -266,7 +270,8 @@ class RobustStrategy(Strategy):
         model = self.global_model(weights)
         cohort = to_cohort(updates, self.layout, server_round, self.seed, model)
         try:
-            with torch_threads(self.n_threads):
+            where = nullcontext() if self.device == "cpu" else aggregating_on(self.device)
+            with torch_threads(self.n_threads), where:
                 aggregation, state = self.aggregator(cohort, self.state)
         except (ValueError, ArithmeticError, RuntimeError) as error:
             return None, RoundRecord(server_round, (), rejected, f"aggregator refused: {error}")

@@ -48,6 +48,7 @@ from fedface.aggregation.distances import cosines, update_norms
 from fedface.aggregation.fragments import FragmentLayer, cut, fragment_layers
 from fedface.aggregation.magnitude import excess_length, explained_length
 from fedface.aggregation.memory import RESIDUALS, SHUT_OUT, add_residuals, remember, rows_of
+from fedface.aggregation.on_device import chosen_device
 from fedface.aggregation.outlier_fragments import Detector
 from fedface.aggregation.probe import Probe
 from fedface.aggregation.prune import AnyPruneRule, MadCut, joined
@@ -221,7 +222,8 @@ class Ariba(Aggregator):
 
         # The largest first, so that no thread is left with one while the others wait.
         largest = sorted(layers, key=lambda layer: -layer.n_fragments * layer.fragment_dim)
-        found = dict(zip(largest, in_threads(judged, largest), strict=True))
+        work = in_threads if chosen_device() is None else map
+        found = dict(zip(largest, work(judged, largest), strict=True))
         return {layer.name: flagged for layer in layers if (flagged := found[layer]) is not None}
 
     def scale(self, cohort: Cohort, norms: Tensor | None = None) -> Tensor:

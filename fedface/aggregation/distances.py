@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedface.aggregation.blocks import Scratch, inner_products, sum_by_columns
+from fedface.aggregation.on_device import chosen_device, gram_on, products_on
 
 LEAST_LENGTH = 1e-30
 """What counts as the length of a row that has none."""
@@ -36,6 +37,8 @@ def gram(
     Returns:
         ``(n, n)`` float64, symmetric.
     """
+    if (device := chosen_device()) is not None:
+        return gram_on(device, rows, origin, chosen, exact)
     values, scratch = rows.numpy(), Scratch()
     indices = list(range(len(values))) if chosen is None else chosen.tolist()
     n, dim = len(indices), values.shape[1]
@@ -141,6 +144,8 @@ def products_with(updates: Tensor, vector: Tensor | None, block: int | None = No
     Returns:
         ``(n_clients,)`` float64.
     """
+    if (device := chosen_device()) is not None:
+        return products_on(device, updates, vector)
     values, scratch = updates.numpy(), Scratch()
     other = None if vector is None else vector.numpy()
 

@@ -20,6 +20,7 @@ from scipy.linalg import lu, qr, svd
 from torch import Tensor
 
 from fedface.aggregation.blocks import Scratch, slices
+from fedface.aggregation.on_device import chosen_device
 from fedface.aggregation.order_statistics import ranked
 from fedface.aggregation.robust_scatter import chi_square_quantile, robust_scatter
 from fedface.aggregation.univariate import MAD_TO_SIGMA
@@ -32,13 +33,14 @@ HELD = 1 << 20
 a random choice of its positions, and only the last iteration all."""
 
 MEASURED = 1 << 14
-"""Deviations that a position's scale is the median of. Where it has more, every second (third...)
-coordinate is taken: one percent of error in a scale, for a fifth of the time on wide layers."""
+"""Deviations that a position's scale is the median of. Where there are more, every second
+(third, ...) coordinate is taken: a scale is then one percent off, in a fifth of the time."""
 
-_LIMIT = 1e6
+LIMIT = 1e6
 """Standardised values are clipped here: no finite update may overflow float32."""
 
-_OVERSAMPLING, _ITERATIONS = 10, 4
+_OVERSAMPLING, ITERATIONS = 10, 4
+"""Columns of the projection beyond r, and power iterations."""
 
 Floats = NDArray[np.float32]
 
@@ -97,10 +99,26 @@ class Detector:
         r = min(self.n_components, fragment_dim, n_points // POINTS_PER_COMPONENT)
         if r < 1:
             return None
-        found = Points(take, shape, lengths, largest).components(r, rng)
-        points = torch.from_numpy(found).flatten(0, 1)
+        points = torch.from_numpy(self._components(take, shape, r, rng, lengths, largest))
+        points = points.flatten(0, 1)
         distances = robust_scatter(points, self.support_fraction).squared_distances(points)
         return (distances > chi_square_quantile(self.quantile, r)).reshape(n_clients, n_fragments)
+
+    def _components(
+        self,
+        take: Take,
+        shape: tuple[int, int, int],
+        r: int,
+        rng: np.random.Generator,
+        lengths: NDArray[np.float64] | None,
+        largest: float,
+    ) -> Floats:
+        """Principal components of the points, where large sums are worked on."""
+        if (device := chosen_device()) is None:
+            return Points(take, shape, lengths, largest).components(r, rng)
+        from fedface.aggregation.points_on_device import PointsOnDevice  # it builds on this module
+
+        return PointsOnDevice(device, take, shape, lengths, largest).components(r, rng)
 
 
 class Points:
@@ -130,7 +148,7 @@ class Points:
         for positions in self.blocks:
             self._measure(positions)
         # No number is farther from a median than twice the largest.
-        self.clipped = not 2 * largest <= _LIMIT * float(self.scales.min())
+        self.clipped = not 2 * largest <= LIMIT * float(self.scales.min())
 
     def at(self, positions: slice) -> Floats:
         """Returns the points of some positions ``(n, n_positions, d)``, until the next call."""
@@ -138,7 +156,7 @@ class Points:
         points -= self.medians[positions]
         with np.errstate(over="ignore"):
             points /= self.scales[positions, None]
-        return np.clip(points, -_LIMIT, _LIMIT, out=points) if self.clipped else points
+        return np.clip(points, -LIMIT, LIMIT, out=points) if self.clipped else points
 
     def _of_length_one(self, positions: slice) -> Floats:
         """The fragments of some positions over their clients' lengths, until the next call."""
@@ -158,11 +176,8 @@ class Points:
             ``(n_clients, n_fragments, r)``; zeros if all points are zero.
         """
         n_clients, n_fragments, fragment_dim = self.shape
-        start = _projection(fragment_dim, n_components, rng)
-        chosen = np.arange(n_fragments)
-        n_held = max(1, HELD // (n_clients * fragment_dim))
-        if n_held < n_fragments:
-            chosen = np.sort(rng.permutation(n_fragments)[:n_held])
+        start = projection(fragment_dim, n_components, rng)
+        chosen = held_positions(self.shape, rng)
         held = np.empty((n_clients, len(chosen), fragment_dim), np.float32)
         for i, position in enumerate(chosen):
             held[:, i] = self.at(slice(position, position + 1))[:, 0]
@@ -190,9 +205,11 @@ class Points:
             np.subtract(sparse.transpose(1, 0, 2), centres[:, None], out=deviations)
         by_position = np.abs(deviations, out=deviations).reshape(n_positions, -1)
         scales = MAD_TO_SIGMA * _row_medians(by_position)
-        means = by_position.mean(axis=1, dtype=np.float64) if not scales.all() else scales
-        scales = np.where(scales > 0, scales, means)
-        self.scales[positions] = np.where(scales > 0, scales, 1)
+        for i in np.flatnonzero(scales == 0):
+            # Of every coordinate: nobody hides in those that are not measured.
+            apart = np.abs(fragments[:, i] - self.medians[positions][i])
+            scales[i] = apart.mean(dtype=np.float64) or 1
+        self.scales[positions] = scales
 
     def _times(self, matrix: Floats) -> Floats:
         """The points times ``(d, k)``: ``(n, F, k)``."""
@@ -246,7 +263,7 @@ def principal_components(points: Tensor, n_components: int, rng: np.random.Gener
         ``(n_points, r)`` float32; zeros if all points are zero.
     """
     values = points.numpy()
-    basis = _power_iterations(values, _projection(values.shape[1], n_components, rng))
+    basis = _power_iterations(values, projection(values.shape[1], n_components, rng))
     span, _ = qr(values @ basis, mode="economic", check_finite=False)
     return torch.from_numpy(values @ _leading(values.T @ span, n_components))
 
@@ -256,8 +273,17 @@ def _taken_from(fragments: Tensor) -> Take:
     return lambda positions: values[:, positions]
 
 
-def _projection(fragment_dim: int, n_components: int, rng: np.random.Generator) -> Floats:
-    """The Gaussian matrix ``(d, r + 10)`` that scikit-learn's routine would draw."""
+def held_positions(shape: tuple[int, int, int], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Returns the positions that the power iterations run on: all, or ``HELD`` numbers' worth."""
+    n_clients, n_fragments, fragment_dim = shape
+    n_held = max(1, HELD // (n_clients * fragment_dim))
+    if n_held >= n_fragments:
+        return np.arange(n_fragments)
+    return np.sort(rng.permutation(n_fragments)[:n_held])
+
+
+def projection(fragment_dim: int, n_components: int, rng: np.random.Generator) -> Floats:
+    """Returns the Gaussian matrix ``(d, r + 10)`` that scikit-learn's routine would draw."""
     drawn = np.random.RandomState(int(rng.integers(1 << 31)))
     matrix = drawn.normal(size=(fragment_dim, n_components + _OVERSAMPLING))
     return matrix.astype(np.float32)
@@ -265,7 +291,7 @@ def _projection(fragment_dim: int, n_components: int, rng: np.random.Generator) 
 
 def _power_iterations(points: Floats, basis: Floats) -> Floats:
     """The basis ``(d, k)`` turned towards the directions in which ``points`` extend most."""
-    for _ in range(_ITERATIONS):
+    for _ in range(ITERATIONS):
         span, _ = lu(points @ basis, permute_l=True, check_finite=False)
         basis, _ = lu(points.T @ span, permute_l=True, check_finite=False)
     return basis

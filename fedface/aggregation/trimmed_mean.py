@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedface.aggregation.blocks import Scratch, sum_by_columns
 from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
+from fedface.aggregation.on_device import chosen_device, trimmed_on
 from fedface.aggregation.order_statistics import mean_of, ranked, within
 
 
@@ -37,6 +38,9 @@ def trimmed_mean(
             "trimmed_mean needs 0 <= 2 * n_trimmed < n_clients, "
             f"got n_trimmed={n_trimmed}, n_clients={n_clients}"
         )
+    if (device := chosen_device()) is not None:
+        middle, n_within = trimmed_on(device, updates, n_trimmed)
+        return middle, n_within / n_within.sum()
     values, scratch = updates.numpy(), Scratch()
     means = np.empty(values.shape[1], np.float32)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedface.aggregation.blocks import Scratch, by_columns
+from fedface.aggregation.on_device import chosen_device, weighted_sum_on
 from fedface.aggregation.univariate import coordinate_median
 
 Weighting = Literal["examples", "uniform"]
@@ -79,6 +80,8 @@ def weighted_sum(updates: Tensor, trust: Tensor) -> Tensor:
     Returns:
         ``(dim,)`` float32.
     """
+    if (device := chosen_device()) is not None:
+        return weighted_sum_on(device, updates, trust)
     used, values, scratch = trust.nonzero().squeeze(1).tolist(), updates.numpy(), Scratch()
     weights, total = trust[used].numpy(), np.empty(values.shape[1], np.float32)
 

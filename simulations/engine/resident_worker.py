@@ -29,8 +29,6 @@ from strategies.records import values_of
 Arrays = dict[str, NDArray[Any]]
 """What is broadcast of an ArrayRecord: its values by name."""
 
-_KEPT_BROADCASTS = 8
-
 
 @dataclass(frozen=True)
 class Work:
@@ -104,6 +102,9 @@ class ClientWorker:
     def answer(self, work: Work) -> Answer:
         """Lets the client answer; its update goes into the shared matrix if it can."""
         records = dict(work.records)
+        wanted = {reference.hex() for reference in work.broadcast.values()}
+        # What a worker holds stays in the object store: no more than this message needs.
+        self._broadcast = {key: v for key, v in self._broadcast.items() if key in wanted}
         for name, reference in work.broadcast.items():
             records[name] = held_record(self._received(reference))
         message = Message(RecordDict(records), metadata=work.metadata)  # type: ignore[call-overload]
@@ -136,8 +137,6 @@ class ClientWorker:
 
         key = reference.hex()
         if key not in self._broadcast:
-            while len(self._broadcast) >= _KEPT_BROADCASTS:
-                self._broadcast.pop(next(iter(self._broadcast)))
             arrays: Arrays = ray.get(reference)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")

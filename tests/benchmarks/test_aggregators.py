@@ -93,6 +93,7 @@ def small_case(path, source, names):
         "updates": str(path),
         "names": names,
         "quick": True,
+        "warm": True,
     }
 
 

@@ -109,6 +109,8 @@ def test_rows_and_broadcasts_are_used_again_and_nothing_piles_up(monkeypatch) ->
         assert federation.ray.n_put == number, "the weights are put once for all"
         del replies
         gc.collect()
+        held = [len(actor.worker._broadcast) for actor in federation.started]
+        assert held == [1, 1], "a worker keeps no weights of earlier rounds in the store"
     grid = federation.grid
     assert not grid._broadcast and not grid._tasks and not grid._waiting and not grid._unanswered
 

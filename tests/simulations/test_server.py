@@ -8,6 +8,7 @@ import torch
 from flwr.app import Message, MetricRecord
 from rich.console import Console
 
+from fedface.config import ConfigError
 from fedface.report.run_folder import Checkpoint, RunFolder
 from simulations.app import client_app
 from simulations.build import build_data
@@ -280,3 +281,10 @@ def test_batch_statistics_travel_apart_and_are_saved(tmp_path: Path) -> None:
     counters = [name for name in last.model if name.endswith("num_batches_tracked")]
     assert counters and all(last.model[name] == 9 for name in counters)  # 3 rounds of 3 batches
     assert json.dumps(folder.events())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_server_without_a_gpu_refuses_to_aggregate_on_one(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, federation={"aggregate_on": "cuda"})
+    with pytest.raises(ConfigError, match=r"federation\.aggregate_on: needed cpu, or a GPU"):
+        server_of(config)

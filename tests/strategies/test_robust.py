@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from fedface.aggregation import Aggregation, Aggregator, Cohort, Mean, State
+from fedface.aggregation.on_device import chosen_device
 from fedface.aggregation.screening import ReplyLimits
 from fedface.parameters import Layout
 from strategies.cohorts import TooFewClients
@@ -194,6 +195,22 @@ def test_the_aggregator_alone_has_the_servers_threads():
     _, record = subject.train_round(1, start_weights(), InProcessGrid(sites()))
     assert record.kept_global == "aggregator refused: threads: 3"
     assert torch.get_num_threads() == before
+
+
+class Placed(Aggregator):
+    """Refuses, and says where it was to work."""
+
+    def __call__(self, cohort: Cohort, state: State) -> tuple[Aggregation, State]:
+        raise ValueError(f"device: {chosen_device()}")
+
+
+@pytest.mark.parametrize(("device", "seen"), [("cpu", "None"), ("meta", "meta")])
+def test_the_aggregator_works_where_it_is_told(device, seen):
+    _, record = strategy(Placed(), device=device).train_round(
+        1, start_weights(), InProcessGrid(sites())
+    )
+    assert record.kept_global == f"aggregator refused: device: {seen}"
+    assert chosen_device() is None
 
 
 def test_a_round_without_clients_has_no_loss():

@@ -51,6 +51,16 @@ def test_the_scale_of_a_wide_layer_is_measured_on_some_coordinates(monkeypatch):
     torch.testing.assert_close(ratio, torch.ones(4), rtol=0.03, atol=0)
 
 
+@pytest.mark.parametrize("column", [0, 1, 2999])
+def test_nobody_hides_in_a_coordinate_that_is_not_measured(column):
+    """All others agree: the only one that moves is far out, by whatever coordinate it moves."""
+    fragments = normal(20, 16, 3000)
+    fragments[:, 5] = 0.0
+    fragments[3, 5, column] = 1e-6
+    flags = DETECTOR.flags(fragments, rng())
+    assert bool(flags[3, 5]) and not bool(flags[:3, 5].any())
+
+
 def test_one_enormous_number_is_clipped_wherever_it_stands():
     """Where the scale is not measured, too, and whether or not the caller knows the largest."""
     fragments = normal(20, 16, 3000)
