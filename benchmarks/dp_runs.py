@@ -78,21 +78,37 @@ def run_cell(
     return {"cell": name, "seed": seed, **figures(run_single(config, console, name, resume=True))}
 
 
-def started(options: argparse.Namespace, data: str, seed: int, start: str) -> dict[str, Any]:
-    """Returns what makes a run start so: ``random``, or ``rendered``, trained now if need be."""
+def started(
+    options: argparse.Namespace,
+    data: str,
+    seed: int,
+    start: str,
+    n_people: int = N_RENDERED,
+    n_rounds: int = RENDERED_ROUNDS,
+) -> dict[str, Any]:
+    """Returns what makes a run start so: ``random``, or ``rendered``, trained now if need be.
+
+    Args:
+        options: Where runs go.
+        data: Whose configuration names the backbone.
+        seed: Of the run.
+        start: ``random`` or ``rendered``.
+        n_people: Rendered people, 150 of whom only measure the start.
+        n_rounds: Rounds that two sites train on the others.
+    """
     if start == "random":
         return {}
     content = without_privacy(base(f"dp/{data}_image.yaml"))
     faces = {
         "name": "renderer",
-        "n_identities": N_RENDERED,
+        "n_identities": n_people,
         "images_per_identity": 12,
         "size": content["data"]["faces"]["size"],
         "seed": 1000,
     }
     content["data"] = {"faces": faces, "split": {"test": 100, "calibration": 50}}
-    content["federation"] = {"n_clients": 2, "n_rounds": RENDERED_ROUNDS}
-    content["evaluation"] = {"every": RENDERED_ROUNDS}
+    content["federation"] = {"n_clients": 2, "n_rounds": n_rounds}
+    content["evaluation"] = {"every": n_rounds}
     run_cell(content, options.runs, f"{data}-start", seed, options.quick)
     folder = options.runs / f"{data}-start" / f"seed-{seed}"
     return {"model": {"start": str(folder.absolute())}}

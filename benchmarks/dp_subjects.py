@@ -5,18 +5,23 @@
 
 Ten sites share the people, eight rendered images each; the same 70 further people set thresholds
 and are tested on. Sampling rate and expected batch follow from the nominal people per site, which
-is what a federation would agree on beforehand; the steps and rounds are the same for all.
+is what a federation would agree on beforehand; the steps and rounds are the same for all. All begin
+with a backbone that two sites trained for six rounds on 250 rendered people of their own: what
+there is to learn is the difference between its column ("untrained") and that without noise.
 """
 
 import argparse
 from typing import Any
 
-from dp_runs import base, main_of, over_seeds, run_cell, with_epsilon
+from dp_runs import base, main_of, over_seeds, run_cell, started, tar_untrained, with_epsilon
 
 from fedface.report.tables import Table
 from simulations.schema import merge
 
-N_SITES, N_HELD_OUT, STEPS = 10, 70, 8
+N_SITES, N_HELD_OUT, STEPS, ROUNDS = 10, 70, 8, 8
+
+START = (400, 6)
+"""Rendered people of the start, 150 of whom only measure it, and its rounds."""
 
 
 def federation(n_subjects: int) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def federation(n_subjects: int) -> dict[str, Any]:
         base("dp/demo_subject.yaml"),
         {
             "data": {"faces": faces, "split": {"test": 40, "calibration": 30}},
-            "federation": {"n_clients": N_SITES, "n_rounds": 12},
+            "federation": {"n_clients": N_SITES, "n_rounds": ROUNDS},
             "privacy": {
                 "sample_rate": rate,
                 "batch_size": max(1, round(rate * per_site)),
@@ -41,7 +46,7 @@ def federation(n_subjects: int) -> dict[str, Any]:
                 "images_per_subject": 4,
                 "delta": 1e-4,
             },
-            "evaluation": {"every": 12},
+            "evaluation": {"every": ROUNDS},
         },
     )
 
@@ -51,18 +56,24 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Table]:
     levels: list[float | None] = [None, *sorted(options.epsilons, reverse=True)]
     records: list[dict[str, Any]] = []
     rows: list[tuple[str, ...]] = []
+    begin = {seed: started(options, "demo", seed, "rendered", *START) for seed in options.seeds}
     for n_subjects in options.subjects:
-        row = [f"{n_subjects:,}"]
+        untrained = f"subjects-{n_subjects}-untrained"
+        for seed in options.seeds:
+            tar = tar_untrained(begin[seed], federation(n_subjects), seed, options.quick)
+            about = {"n_subjects": n_subjects, "level": "untrained"}
+            records.append({**about, "cell": untrained, "seed": seed, "tar": tar})
+        row = [f"{n_subjects:,}", over_seeds(records, untrained, "tar")]
         for level in levels:
             cell = f"subjects-{n_subjects}-{'infinity' if level is None else level}"
             for seed in options.seeds:
-                content = with_epsilon(federation(n_subjects), level)
+                content = merge(with_epsilon(federation(n_subjects), level), begin[seed])
                 record = run_cell(content, options.runs, cell, seed, options.quick)
                 records.append({"n_subjects": n_subjects, "level": level, **record})
             row.append(over_seeds(records, cell, "tar"))
         rows.append(tuple(row))
     titles = [f"epsilon {'infinity' if level is None else level}" for level in levels]
-    return records, Table(("subjects in training", *titles), tuple(rows))
+    return records, Table(("subjects in training", "untrained", *titles), tuple(rows))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
