@@ -21,11 +21,8 @@ from torch.nn.functional import cosine_similarity
 from fedface.aggregation.ariba import Ariba
 from fedface.aggregation.cohort import Cohort
 from fedface.aggregation.fragments import cut, fragment_layers
-from fedface.aggregation.outlier_fragments import (
-    POINTS_PER_COMPONENT,
-    principal_components,
-    standardise,
-)
+from fedface.aggregation.outlier_fragments import POINTS_PER_COMPONENT
+from fedface.aggregation.points import principal_components, standardise
 from fedface.aggregation.prune import MadCut
 from fedface.aggregation.robust_scatter import robust_scatter
 from fedface.aggregation.univariate import coordinate_median

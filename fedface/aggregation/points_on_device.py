@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedface.aggregation import outlier_fragments
+from fedface.aggregation import points
 from fedface.aggregation.blocks import slices
 from fedface.aggregation.on_device import BLOCK
 from fedface.aggregation.univariate import MAD_TO_SIGMA
@@ -16,14 +16,14 @@ from fedface.aggregation.univariate import MAD_TO_SIGMA
 class PointsOnDevice:
     """One layer's fragments of all clients, standardised, as points in d dimensions.
 
-    As :class:`fedface.aggregation.outlier_fragments.Points`, with the same choices of positions and
+    As :class:`fedface.aggregation.points.Points`, with the same choices of positions and
     coordinates; the power iterations run on all positions at once where the device holds them.
     """
 
     def __init__(
         self,
         device: torch.device,
-        take: outlier_fragments.Take,
+        take: points.Take,
         shape: tuple[int, int, int],
         lengths: NDArray[np.float64] | None = None,
         largest: float = inf,
@@ -38,15 +38,14 @@ class PointsOnDevice:
         self.blocks = slices(n * d, n_fragments, max(1, BLOCK // (n * d)))
         for positions in self.blocks:
             self._measure(positions)
-        self.clipped = not 2 * largest <= outlier_fragments.LIMIT * float(self.scales.min())
+        self.clipped = not 2 * largest <= points.LIMIT * float(self.scales.min())
 
     def at(self, positions: slice) -> Tensor:
         """Returns the points of some positions: ``(n, n_positions, d)``."""
-        points = self._of_length_one(positions)
-        points -= self.medians[positions]
-        points /= self.scales[positions, None]
-        limit = outlier_fragments.LIMIT
-        return points.clamp_(-limit, limit) if self.clipped else points
+        found = self._of_length_one(positions)
+        found -= self.medians[positions]
+        found /= self.scales[positions, None]
+        return found.clamp_(-points.LIMIT, points.LIMIT) if self.clipped else found
 
     def components(self, n_components: int, rng: np.random.Generator) -> NDArray[np.float32]:
         """Returns the points' coordinates in their leading principal components.
@@ -59,11 +58,11 @@ class PointsOnDevice:
             ``(n_clients, n_fragments, r)``; zeros if all points are zero.
         """
         n, n_fragments, d = self.shape
-        start = outlier_fragments.projection(d, n_components, rng)
+        start = points.projection(d, n_components, rng)
         basis = torch.from_numpy(start).to(self.device)
-        chosen = outlier_fragments.held_positions(self.shape, rng)
+        chosen = points.held_positions(self.shape, rng)
         held = torch.cat([self.at(slice(p, p + 1)) for p in chosen.tolist()], dim=1).reshape(-1, d)
-        for _ in range(outlier_fragments.ITERATIONS):
+        for _ in range(points.ITERATIONS):
             span = torch.linalg.qr(held @ basis).Q
             basis = torch.linalg.qr(held.T @ span).Q
         del held
@@ -83,7 +82,7 @@ class PointsOnDevice:
         ordered = fragments.sort(dim=0).values
         low, high = ordered[(n - 1) // 2], ordered[n // 2]
         medians = self.medians[positions] = low + (high - low) / 2
-        every = -(-n * d // outlier_fragments.MEASURED)
+        every = -(-n * d // points.MEASURED)
         apart = (fragments - medians).abs().transpose(0, 1)
         ordered = apart[:, :, ::every].flatten(1).sort(dim=1).values
         k = ordered.shape[1]

@@ -4,14 +4,11 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from fedface.aggregation import AnyAggregator, on_device, outlier_fragments
+from fedface.aggregation import AnyAggregator, on_device
 from fedface.aggregation.distances import gram, products_with
 from fedface.aggregation.on_device import aggregating_on, chosen_device
-from fedface.aggregation.outlier_fragments import Detector, Points
-from fedface.aggregation.points_on_device import PointsOnDevice
 from fedface.aggregation.trimmed_mean import trimmed_mean
 from fedface.aggregation.weights import weighted_sum
-from fedface.random import numpy_stream
 from tests.fedface.aggregation.properties import aggregate, random_updates, unequal_cohort
 from tests.fedface.aggregation.test_blocks import NO_MODEL
 
@@ -73,29 +70,6 @@ def test_every_rule_gives_the_same_update_and_trust(device, name):
     expected, found = aggregate(rule, cohort), on(device, aggregate, rule, cohort)
     torch.testing.assert_close(found.update, expected.update, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.trust, expected.trust, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("measured", [1 << 14, 500])
-def test_points_agree(device, measured, monkeypatch):
-    monkeypatch.setattr(outlier_fragments, "MEASURED", measured)
-    fragments = torch.randn(10, 12, 90, generator=torch.Generator().manual_seed(0))
-    fragments[:, 4] = 0.0
-    fragments[3, 4, 1] = 1e-6
-    fragments[2, 6] = 1e38
-    lengths = torch.linspace(0.5, 2, 10).double().numpy()
-    take = outlier_fragments._taken_from(fragments)
-    expected = Points(take, (10, 12, 90), lengths).at(slice(2, 9))
-    found = PointsOnDevice(torch.device(device), take, (10, 12, 90), lengths).at(slice(2, 9))
-    torch.testing.assert_close(found.cpu(), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
-
-
-def test_the_same_fragments_are_outliers(device):
-    fragments = torch.randn(20, 64, 72, generator=torch.Generator().manual_seed(1))
-    fragments[[3, 7], :8] += 2 * torch.randn(72, generator=torch.Generator().manual_seed(2))
-    detector = Detector(8, 0.99, 0.75)
-    expected = detector.flags(fragments, numpy_stream(0, "test"))
-    found = on(device, detector.flags, fragments, numpy_stream(0, "test"))
-    assert bool(found[[3, 7], :8].all()) and int((found != expected).sum()) <= 3
 
 
 def test_the_device_is_forgotten_afterwards_and_after_an_error():
