@@ -14,8 +14,8 @@ def test_all_ways_end_with_the_same_weights_and_none_with_the_first(tmp_path, ca
     bench.main(["--quick", "--device", "cpu", "--processes", "--output", str(output)])
     found = json.loads(output.read_text())["results"]["results"]
     assert [each["mode"] for each in found] == ["sequential", "batched"]
-    assert found[0]["per_plain"] == 1 and found[0]["largest_difference"] == 0
-    assert 0 <= found[1]["largest_difference"] < 1e-4
+    assert found[0]["per_plain"] == 1 and found[0]["apart"] == 0
+    assert 0 <= found[1]["apart"] < 1e-4
     assert all(each["images_per_second"] > 0 for each in found)
     assert "| 2 x 16 px | batched |" in capsys.readouterr().out
 
