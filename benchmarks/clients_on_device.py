@@ -42,6 +42,9 @@ from fedface.training.local import precision
 
 BATCH, N_IDENTITIES, RATE, MOMENTUM = 32, 50, 0.05, 0.9
 
+TIMEOUT = 120.0
+"""Seconds that processes may take to start, and to train."""
+
 APART = 0.02
 """The most that rounding may part two ways of training, as a share of the way that they went."""
 
@@ -201,9 +204,9 @@ def in_processes(case: Case, n_processes: int) -> dict[str, Any]:
     ]
     for worker in workers:
         worker.start()
-    ready.wait(600)
+    ready.wait(TIMEOUT)
     start = perf_counter()
-    done.wait(600)
+    done.wait(TIMEOUT)
     seconds = perf_counter() - start
     for worker in workers:
         worker.join()
@@ -292,7 +295,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.quick:
-        options.clients, options.sizes, options.steps, options.processes = [2], [16], 2, [2]
+        options.clients, options.sizes, options.steps = [2], [16], 2
+        options.processes = options.processes[:1]
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     machine = describe_machine()
