@@ -12,7 +12,7 @@ bench = script("clients_on_device")
 def test_all_ways_end_with_the_same_weights_and_none_with_the_first(tmp_path, capsys) -> None:
     output = tmp_path / "found.json"
     bench.main(["--quick", "--device", "cpu", "--processes", "--output", str(output)])
-    found = json.loads(output.read_text())["results"]["results"]
+    found = json.loads(output.read_text())["results"]
     assert [each["mode"] for each in found] == ["sequential", "batched"]
     assert found[0]["per_plain"] == 1 and found[0]["apart"] == 0
     assert 0 <= found[1]["apart"] < 1e-4
