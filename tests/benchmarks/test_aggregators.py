@@ -32,7 +32,7 @@ class Aggregator:
 
     def __init__(self, remembered=0, megabytes=0, seconds=0.0):
         self.remembered, self.megabytes, self.seconds = remembered, megabytes, seconds
-        self.prepared, self.calls = 0, 0
+        self.prepared, self.calls, self.aggregate = 0, 0, None
 
     def prepare(self):
         self.prepared += 1
@@ -42,7 +42,7 @@ class Aggregator:
         self.calls += 1
         aggregators.sleep(self.seconds)
         block = np.ones(self.megabytes << 17)
-        return self.remembered if len(block) >= 0 else 0
+        return self.aggregate, self.remembered if len(block) >= 0 else 0
 
 
 def test_an_aggregator_without_memory_is_prepared_for_every_call():
@@ -53,11 +53,27 @@ def test_an_aggregator_without_memory_is_prepared_for_every_call():
     assert found["remembered_bytes"] == 0
 
 
-def test_an_aggregator_with_memory_is_timed_from_its_second_round():
+def test_an_aggregator_with_memory_is_timed_from_its_third_round():
     one = Aggregator(remembered=99)
     found = aggregators.measured(one.prepare, 2)
-    assert (one.prepared, one.calls, found["n_calls"]) == (1, 3, 2)
+    assert (one.prepared, one.calls, found["n_calls"]) == (1, 4, 2)
     assert found["remembered_bytes"] == 99
+
+
+def test_an_aggregate_that_is_not_finite_is_no_measurement():
+    one = Aggregator()
+    one.aggregate = torch.tensor([1.0, torch.nan])
+    with pytest.raises(RuntimeError, match="needs to be finite"):
+        aggregators.measured(one.prepare, 1)
+
+
+def test_memory_is_touched_before_each_call_if_that_is_asked(monkeypatch):
+    touched = []
+    monkeypatch.setattr(aggregators, "touch", touched.append)
+    aggregators.measured(Aggregator().prepare, 2)
+    assert touched == []
+    aggregators.measured(Aggregator().prepare, 2, 1000)
+    assert touched == [1000, 1000]
 
 
 @pytest.mark.parametrize(("remembered", "n_calls"), [(0, 1), (9, 2)])
@@ -105,7 +121,9 @@ def test_aggregators_aggregate(source, name, tmp_path):
     case = small_case(tmp_path / "updates", source, [])
     updates = aggregators.read_updates(case)
     call = aggregators.CALLS[source](case, updates)[name]()
-    assert call() == 0
+    aggregate, remembered = call()
+    assert remembered == 0
+    assert aggregate is None or aggregate.shape == updates.shape[1:]
 
 
 def test_the_command_writes_table_and_json(monkeypatch, tmp_path, capsys):
