@@ -61,7 +61,8 @@ class Points:
         self.factors = inverse.astype(np.float32)[:, None, None]
         self.medians = np.empty((n_fragments, fragment_dim), np.float32)
         self.scales = np.empty(n_fragments, np.float32)
-        self.blocks = slices(n_clients * fragment_dim, n_fragments)
+        # Half of a block: there are three arrays of it for each thread.
+        self.blocks = slices(2 * n_clients * fragment_dim, n_fragments)
         for positions in self.blocks:
             self._measure(positions)
         # No number is farther from a median than twice the largest.
