@@ -23,7 +23,7 @@ a random choice of its positions, and only the last iteration all."""
 
 MEASURED = 1 << 14
 """Deviations that a position's scale is the median of. Where there are more, every second
-(third, ...) coordinate is taken: a scale is then one percent off, in a fifth of the time."""
+(third, ...) coordinate is taken: a scale of a Gaussian is then about one percent off."""
 
 LIMIT = 1e6
 """Standardised values are clipped here: no finite update may overflow float32."""
