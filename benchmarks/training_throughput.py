@@ -1,14 +1,18 @@
 """Rounds per second per core of the same federated training under four simulators.
 
     python benchmarks/training_throughput.py [--quick] [--simulators resident flower plain pfl]
-        [--output FILE.json]
+        [--settings stock kept sites] [--output FILE.json]
 
 50 of 100 clients a round, each 128 images of 3 x 32 x 32, one epoch of SGD at batch size 32, a
-small CNN of 114,622 parameters, FedAvg. The resident engine, Flower's engine, a plain loop and
+small CNN of 114,225 parameters, FedAvg. The resident engine, Flower's engine, a plain loop and
 pfl-research (in an environment of its own, made on the first run) train the very same network with
 the same local steps: all but pfl by the one loop below, pfl by its own. Workers have one thread
 each; where a simulator can use the cores in several ways (pfl, plain loop: threads or processes)
-all are measured and the best counts. All have the allocator settings of fedface's workers.
+all are measured and the best counts.
+
+Each is measured as its users find it (``stock``: images and weights contiguous, glibc's own
+allocator), with glibc keeping freed memory (``kept``: the engines of fedface do that to their
+workers), and with channels last too, as fedface's sites train (``sites``).
 
 This file is also what pfl's interpreter runs, which has neither fedface nor Flower: they are
 imported where they are needed.
@@ -20,7 +24,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +58,9 @@ SIMULATORS = ("resident", "flower", "plain", "pfl")
 PFL = (("torch==2.13.0",), ("pfl[pytorch]==0.6.0", "torch==2.13.0"))
 """pip's arguments; torch first and pinned, or pip takes the newest build."""
 
+SETTINGS = {"stock": (False, False), "kept": (True, False), "sites": (True, True)}
+"""Name -> (whether glibc keeps freed memory, whether images and weights are channels last)."""
+
 LEARNING_RATE, BATCH_SIZE, N_IMAGES = 0.05, 32, 128
 
 
@@ -62,16 +69,16 @@ class SmallNetwork(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(
-            nn.Conv2d(3, 32, 3, padding=1),
+            nn.Conv2d(3, 16, 3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3, padding=1),
+            nn.Conv2d(16, 32, 3, padding=1),
             nn.ReLU(),
-            nn.MaxPool2d(4),
+            nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(1024, 92),
+            nn.Linear(2048, 53),
             nn.ReLU(),
-            nn.Linear(92, 10),
+            nn.Linear(53, 10),
         )
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -83,25 +90,42 @@ class SmallNetwork(nn.Sequential):
         return {}
 
 
-def network(seed: int) -> SmallNetwork:
+def memory_format(settings: str) -> torch.memory_format:
+    """Returns how images and weights lie in memory."""
+    return torch.channels_last if SETTINGS[settings][1] else torch.contiguous_format
+
+
+def network(seed: int, settings: str) -> SmallNetwork:
     """Returns the network with weights that ``seed`` fixes."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return SmallNetwork()
+        model = SmallNetwork()
+    model.to(memory_format=memory_format(settings))  # type: ignore[call-overload]
+    return model
+
+
+def images_of(client: int, seed: int, settings: str) -> tuple[Tensor, Tensor]:
+    """Returns a client's ``(128, 3, 32, 32)`` images and ``(128,)`` labels."""
+    rng = np.random.default_rng([seed, client])
+    images = torch.from_numpy(rng.standard_normal((N_IMAGES, 3, 32, 32), dtype=np.float32))
+    labels = torch.from_numpy(rng.integers(0, 10, N_IMAGES))
+    return images.contiguous(memory_format=memory_format(settings)), labels
+
+
+Data = dict[int, tuple[Tensor, Tensor]]
+"""Every client's images and labels."""
 
 
 @lru_cache(maxsize=1)
-def kept_network(seed: int) -> SmallNetwork:
-    """Returns this process's one network of that seed."""
-    return network(seed)
+def prepared(seed: int, n_clients: int, settings: str) -> tuple[SmallNetwork, Data]:
+    """Returns this process's network, and all that its clients may train on."""
+    data = {client: images_of(client, seed, settings) for client in range(n_clients)}
+    return network(seed, settings), data
 
 
-@cache
-def images_of(client: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Returns a client's ``(128, 3, 32, 32)`` images and ``(128,)`` labels."""
-    rng = np.random.default_rng([seed, client])
-    images = rng.standard_normal((N_IMAGES, 3, 32, 32), dtype=np.float32)
-    return torch.from_numpy(images), torch.from_numpy(rng.integers(0, 10, N_IMAGES))
+def prepared_for(case: Mapping[str, Any]) -> tuple[SmallNetwork, Data]:
+    """Returns what :func:`prepared` returns for a case."""
+    return prepared(case["seed"], case["n_clients"], case["settings"])
 
 
 def cohort_of(server_round: int, case: Mapping[str, Any]) -> list[int]:
@@ -127,8 +151,7 @@ def train(model: SmallNetwork, data: tuple[Tensor, Tensor]) -> None:
 
 def plain(case: Mapping[str, Any]) -> Iterator[None]:
     """A plain loop: one process, no messages, a running sum of the updates."""
-    model = network(case["seed"])
-    data = {client: images_of(client, case["seed"]) for client in range(case["n_clients"])}
+    model, data = prepared_for(case)
     weights = {name: value.detach().clone() for name, value in model.named_parameters()}
     for server_round in range(case["n_rounds"]):
         total = {name: torch.zeros_like(value) for name, value in weights.items()}
@@ -154,10 +177,12 @@ def _check(weights: Mapping[str, Tensor]) -> None:
         raise RuntimeError("training needs to stay finite, found NaN or infinity")
 
 
-def app(seed: int) -> "ClientApp":
+def app(case: Mapping[str, Any]) -> "ClientApp":
     """Returns the ClientApp of the engines; a worker keeps the network and its clients' images."""
-    from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+    from flwr.app import Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
+
+    from strategies.records import to_record
 
     client_app = ClientApp()
 
@@ -170,13 +195,13 @@ def app(seed: int) -> "ClientApp":
     @client_app.train()
     def train_client(message: "Message", context: "Context") -> "Message":
         """Trains from the received weights; replies with the update."""
-        model, data = kept_network(seed), images_of(int(context.node_config["partition-id"]), seed)
+        model, data = prepared_for(case)
         weights = message.content.array_records["arrays"].to_torch_state_dict()
         _load(model, weights)
-        train(model, data)
+        train(model, data[int(context.node_config["partition-id"])])
         update = {n: value.detach() - weights[n] for n, value in model.named_parameters()}
         counts = {"num-examples": N_IMAGES, "num-steps": N_IMAGES // BATCH_SIZE, "loss": 0.0}
-        records = {"arrays": ArrayRecord(update), "metrics": MetricRecord(counts)}
+        records = {"arrays": to_record(update), "metrics": MetricRecord(counts)}
         return Message(RecordDict(records), reply_to=message)
 
     return client_app
@@ -191,10 +216,14 @@ def with_engine(case: Mapping[str, Any]) -> dict[str, Any]:
     from fedface.aggregation import Mean
     from fedface.aggregation.screening import ReplyLimits
     from fedface.parameters import Layout, trainable
+    from simulations.engine.workers import ENVIRONMENT
     from strategies.cohorts import exchange, roll_call
     from strategies.records import to_cohort, to_record, to_update
 
-    model = network(case["seed"])
+    if not SETTINGS[case["settings"]][0]:
+        for name in MALLOC:
+            ENVIRONMENT.pop(name, None)
+    model = network(case["seed"], case["settings"])
     layout, found = Layout.of(model), {"weights": trainable(model)}
 
     def rounds(grid: Grid) -> Iterator[None]:
@@ -219,7 +248,7 @@ def with_engine(case: Mapping[str, Any]) -> dict[str, Any]:
     engine = engine_named(case["simulator"], case["n_processes"])
     engine.run(
         lambda grid: figures.update(timed_rounds(lambda: rounds(grid), tree_cpu_seconds)),
-        app(case["seed"]),
+        app(case),
         case["n_clients"],
     )
     return figures
@@ -238,8 +267,7 @@ def with_pfl(case: Mapping[str, Any]) -> dict[str, Any]:
     from pfl.metrics import Metrics
     from pfl.model.pytorch import PyTorchModel
 
-    module = network(case["seed"])
-    data = {client: images_of(client, case["seed"]) for client in range(case["n_clients"])}
+    module, data = prepared_for(case)
     users = FederatedDataset.from_slices(
         data, get_user_sampler("minimize_reuse", list(range(case["n_clients"])))
     )
@@ -284,12 +312,12 @@ def timed_rounds(
 ) -> dict[str, Any]:
     """Returns the figures of the rounds that the iterator makes, one at each step."""
     seconds, cpu_seconds = [], []
-    last, last_cpu = perf_counter(), cpu_clock()
+    last_cpu, last = cpu_clock(), perf_counter()
     for _ in rounds():
         now, now_cpu = perf_counter(), cpu_clock()
         seconds.append(now - last)
         cpu_seconds.append(now_cpu - last_cpu)
-        last, last_cpu = perf_counter(), cpu_clock()
+        last_cpu, last = cpu_clock(), perf_counter()
     return figures_of(seconds, cpu_seconds)
 
 
@@ -350,16 +378,26 @@ def cases(options: argparse.Namespace) -> list[dict[str, Any]]:
         "n_rounds": 2 if options.quick else options.rounds,
         "seed": options.seed,
     }
+    alone, threads, processes = (1, 1), (1, options.cores), (options.cores, 1)
     ways = {
-        "resident": [(options.cores, 1)],
-        "flower": [(options.cores, 1)],
-        "plain": [(1, 1), (1, options.cores)],
-        "pfl": [(1, 1), (1, options.cores), (options.cores, 1)],
+        "resident": [processes],
+        "flower": [processes],
+        "plain": [alone, threads],
+        "pfl": [threads, processes],
     }
     return [
-        {"simulator": name, "n_processes": processes, "n_threads": threads, **shared}
+        {
+            "simulator": name,
+            "settings": settings,
+            "n_processes": n_processes,
+            "n_threads": n_threads,
+            **shared,
+        }
         for name in options.simulators
-        for processes, threads in dict.fromkeys(ways[name])
+        # The resident engine always keeps what is freed.
+        for settings in options.settings
+        if (name, settings) != ("resident", "stock")
+        for n_processes, n_threads in dict.fromkeys(ways[name])
     ]
 
 
@@ -368,17 +406,15 @@ def per_core(result: Mapping[str, Any]) -> float:
     return float(1 / (result["round_seconds"] * result["n_processes"] * result["n_threads"]))
 
 
-def best(results: list[dict[str, Any]], cores: int) -> dict[str, dict[str, Any]]:
-    """Returns each simulator's fastest way of using all ``cores``."""
-    found: dict[str, dict[str, Any]] = {}
+def best(results: list[dict[str, Any]], cores: int) -> dict[tuple[str, str], dict[str, Any]]:
+    """Returns the fastest way of using all ``cores``, by simulator and settings."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for r in results:
         if "round_seconds" not in r or r["n_processes"] * r["n_threads"] != cores:
             continue
-        if (
-            r["simulator"] not in found
-            or r["round_seconds"] < found[r["simulator"]]["round_seconds"]
-        ):
-            found[r["simulator"]] = r
+        key = r["simulator"], r["settings"]
+        if key not in found or r["round_seconds"] < found[key]["round_seconds"]:
+            found[key] = r
     return found
 
 
@@ -387,14 +423,14 @@ def table(results: list[dict[str, Any]], cores: int) -> "Table":
     from fedface.report.tables import MISSING, Table
 
     fastest = best(results, cores)
+    resident = fastest.get(("resident", "sites"))
     rows = []
     for r in results:
-        start = (r["simulator"], f"{r['n_processes']} x {r['n_threads']}")
+        start = (r["simulator"], r["settings"], f"{r['n_processes']} x {r['n_threads']}")
         if "round_seconds" not in r:
             rows.append((*start, r["error"], *[MISSING] * 6))
             continue
-        marked = fastest.get(r["simulator"]) is r
-        resident = fastest.get("resident")
+        marked = fastest.get((r["simulator"], r["settings"])) is r
         rows.append(
             (
                 *start,
@@ -408,7 +444,8 @@ def table(results: list[dict[str, Any]], cores: int) -> "Table":
             )
         )
     titles = ("s / round", "rounds / s", "rounds / s / core", "CPU s", "first round s")
-    return Table(("simulator", "processes x threads", *titles, "s / resident s", ""), tuple(rows))
+    start_titles = ("simulator", "settings", "processes x threads")
+    return Table((*start_titles, *titles, "/ resident, sites", ""), tuple(rows))
 
 
 def run(options: argparse.Namespace) -> "Table":
@@ -420,7 +457,10 @@ def run(options: argparse.Namespace) -> "Table":
             Path(__file__),
             case,
             python if case["simulator"] == "pfl" else sys.executable,
-            {**MALLOC, "OMP_NUM_THREADS": str(case["n_threads"])},
+            {
+                **(MALLOC if SETTINGS[case["settings"]][0] else {}),
+                "OMP_NUM_THREADS": str(case["n_threads"]),
+            },
         )
         for case in cases(options)
     ]
@@ -430,17 +470,17 @@ def run(options: argparse.Namespace) -> "Table":
         options.output,
         "training_throughput",
         {**machine, "seed": options.seed},
-        {**settings, "n_parameters": sum(p.numel() for p in network(0).parameters())},
+        {**settings, "n_parameters": sum(p.numel() for p in SmallNetwork().parameters())},
         {
             "results": results,
             "best": {
-                name: {
+                " ".join(key): {
                     "processes": r["n_processes"],
                     "threads": r["n_threads"],
                     "rounds_per_second": 1 / r["round_seconds"],
                     "rounds_per_second_per_core": per_core(r),
                 }
-                for name, r in fastest.items()
+                for key, r in fastest.items()
             },
         },
     )
@@ -453,6 +493,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="two rounds of four clients")
     parser.add_argument("--simulators", nargs="+", choices=SIMULATORS, default=list(SIMULATORS))
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--rounds", type=int, default=12, help="the first one is apart")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seed", type=int, default=0)

@@ -17,13 +17,19 @@ from fedface.npy import to_npy
 class HeldArray(Array):
     """An ``Array`` that is made into bytes only when somebody asks for them."""
 
+    values: Tensor
+    owner: object
+
     def __init__(self, values: Tensor, owner: object = None) -> None:
         """Holds ``values`` (on the CPU), and ``owner`` as long as itself."""
-        self.values = values
-        self.owner = owner
-        self.dtype = str(values.dtype).removeprefix("torch.")
-        self.shape = tuple(values.shape)
-        self.stype = "numpy.ndarray"
+        # Not by setattr, which is Flower's and costs more than all the rest.
+        vars(self).update(
+            values=values,
+            owner=owner,
+            dtype=str(values.dtype).removeprefix("torch."),
+            shape=tuple(values.shape),
+            stype="numpy.ndarray",
+        )
 
     @property
     def data(self) -> bytes:  # type: ignore[override]

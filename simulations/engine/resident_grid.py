@@ -4,7 +4,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from math import prod
+from itertools import chain, islice
+from math import inf, prod
 from time import monotonic
 from typing import Any
 
@@ -15,7 +16,7 @@ from flwr.app import ArrayRecord, Error, Message, RecordDict
 from simulations.engine.cohort_memory import CohortMemory, Row
 from simulations.engine.costs import ClientCosts
 from simulations.engine.local_grid import RAISED, LocalGrid, stamped
-from simulations.engine.resident_worker import Answer, Work, read, total
+from simulations.engine.resident_worker import Answer, Work, last_line, read, total
 from simulations.engine.workers import EngineFailed
 from strategies.held import held_record
 
@@ -27,6 +28,10 @@ BROADCAST_FROM = 1 << 16
 
 TRIES = 2
 """How often a client is tried whose worker dies."""
+
+BUNDLE_SECONDS = 0.1
+"""Clients that take less than this, together too, travel as one bundle: giving a worker something
+costs Ray milliseconds."""
 
 
 @dataclass
@@ -41,18 +46,32 @@ class Task:
     row: Row | None = None
 
 
+@dataclass(frozen=True)
+class Known:
+    """What all messages with the same array record have in common.
+
+    Attributes:
+        dim: How many numbers it has if all are float32, else zero.
+        reference: Its values in the object store, or None where it goes with each message.
+    """
+
+    dim: int
+    reference: Any
+
+
 @dataclass
 class Worker:
-    """A Ray actor, and what it was given: (message id, reference to the answer), in order."""
+    """A Ray actor, and what it was given: (message ids, reference to the answers), in order."""
 
     actor: Any
-    queue: deque[tuple[str, Any]] = field(default_factory=deque)
+    queue: deque[tuple[tuple[str, ...], Any]] = field(default_factory=deque)
 
 
 class ResidentGrid(LocalGrid):
     """Messages are given out to idle workers, those of the slowest clients first.
 
-    A worker that dies is replaced. Its client is tried once more, then it failed. A node that gets
+    A worker that dies is replaced. Its client is tried once more, then it failed; where it was at
+    a bundle of small ones, each of them is tried once more, alone. A node that gets
     a new message while an older one is unanswered is no longer waited for: the older one is
     dropped, and a worker that is at it is replaced.
     """
@@ -76,7 +95,7 @@ class ResidentGrid(LocalGrid):
         self._waiting: dict[str, Task] = {}
         self._finished: dict[str, Message] = {}
         self._unanswered: dict[int, str] = {}
-        self._broadcast: dict[int, Any] = {}
+        self._known: dict[int, Known] = {}
         self._deaths_in_a_row = 0
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -127,12 +146,12 @@ class ResidentGrid(LocalGrid):
         """What is sent of a message; large array records are put into the object store once."""
         task = Task(message, {}, {}, 0)
         for name, record in message.content.items():
-            if not isinstance(record, ArrayRecord) or _bytes(record) < BROADCAST_FROM:
+            known = self._know(record) if isinstance(record, ArrayRecord) else Known(0, None)
+            if known.reference is None:
                 task.records[name] = record
             else:
-                task.broadcast[name] = self._put(record)
-            if isinstance(record, ArrayRecord):
-                task.dim = max(task.dim, total(record))
+                task.broadcast[name] = known.reference
+            task.dim = max(task.dim, known.dim)
         if task.dim:
             task.row = self._row(task.dim)
         return task
@@ -144,14 +163,16 @@ class ResidentGrid(LocalGrid):
             self.memory = memory = CohortMemory(len(self.contexts), dim)
         return memory.row()
 
-    def _put(self, record: ArrayRecord) -> Any:
-        """A reference to the record's values; it is dropped with the record."""
+    def _know(self, record: ArrayRecord) -> Known:
+        """What is known of a record; its values are dropped from the object store with it."""
         key = id(record)
-        if key not in self._broadcast:
-            values = {name: read(array) for name, array in record.items()}
-            self._broadcast[key] = self._ray.put(values)
-            weakref.finalize(record, self._broadcast.pop, key, None).atexit = False
-        return self._broadcast[key]
+        if key not in self._known:
+            reference = None
+            if _bytes(record) >= BROADCAST_FROM:
+                reference = self._ray.put({name: read(array) for name, array in record.items()})
+            self._known[key] = Known(total(record), reference)
+            weakref.finalize(record, self._known.pop, key, None).atexit = False
+        return self._known[key]
 
     def _give_out(self) -> None:
         """Keeps every worker busy; one in advance while there is much to do."""
@@ -160,9 +181,24 @@ class ResidentGrid(LocalGrid):
             worker = min(self._workers, key=lambda worker: len(worker.queue))
             if len(worker.queue) >= depth:
                 return
-            message_id = next(iter(self._waiting))
-            task = self._waiting.pop(message_id)
-            worker.queue.append((message_id, worker.actor.answer.remote(self._work(task))))
+            bundle = self._bundle()
+            works = [self._work(self._waiting.pop(message_id)) for message_id in bundle]
+            worker.queue.append((bundle, worker.actor.answer.remote(works)))
+
+    def _bundle(self) -> tuple[str, ...]:
+        """What one worker gets next: the slowest client, or small ones that fit together.
+
+        Bundles shrink with what is left, so that all workers end at about the same time.
+        """
+        most = max(1, len(self._waiting) // (2 * len(self._workers)))
+        bundle: list[str] = []
+        seconds = 0.0
+        for message_id, task in islice(self._waiting.items(), most):
+            seconds += inf if task.tries else self._expected(task)
+            if bundle and seconds > BUNDLE_SECONDS:
+                break
+            bundle.append(message_id)
+        return tuple(bundle)
 
     def _expected(self, task: Task) -> float:
         metadata = task.message.metadata
@@ -182,34 +218,34 @@ class ResidentGrid(LocalGrid):
     # ---- taking back
 
     def _collect(self, timeout: float) -> None:
-        """Waits for a first answer, and takes all that are there."""
+        """Waits for a first answer, and takes it."""
         firsts = {worker.queue[0][1]: worker for worker in self._workers if worker.queue}
-        if not firsts:
-            return
-        ready, _ = self._ray.wait(list(firsts), num_returns=1, timeout=timeout)
-        more, _ = self._ray.wait(list(firsts), num_returns=len(firsts), timeout=0)
-        for reference in {*ready, *more}:
-            self._take(firsts[reference])
+        if firsts:
+            ready, _ = self._ray.wait(list(firsts), num_returns=1, timeout=timeout)
+            for reference in ready:
+                self._take(firsts[reference])
 
     def _take(self, worker: Worker) -> None:
         """Takes the first answer of ``worker``, or finds that it died."""
-        message_id, reference = worker.queue[0]
+        bundle, reference = worker.queue[0]
         try:
-            answer: Answer = self._ray.get(reference)
+            answers: list[Answer] = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             worker.queue.popleft()
-            self._fail(message_id, f"worker failed: {_last_line(error)}")
+            for message_id in bundle:
+                self._fail(message_id, f"worker failed: {last_line(error)}")
             return
         except self._ray.exceptions.RayError as error:
             self._bury(worker, error)
             return
         worker.queue.popleft()
         self._deaths_in_a_row = 0
-        task = self._tasks[message_id]
-        metadata = task.message.metadata
-        self.costs.add(metadata.dst_node_id, metadata.message_type, answer.seconds)
-        self.contexts[metadata.dst_node_id].state = answer.state
-        self._finish(message_id, _reply(task, answer))
+        for message_id, answer in zip(bundle, answers, strict=True):
+            task = self._tasks[message_id]
+            metadata = task.message.metadata
+            self.costs.add(metadata.dst_node_id, metadata.message_type, answer.seconds)
+            self.contexts[metadata.dst_node_id].state = answer.state
+            self._finish(message_id, _reply(task, answer))
 
     def _finish(self, message_id: str, reply: Message) -> None:
         self._tasks.pop(message_id)
@@ -222,22 +258,23 @@ class ResidentGrid(LocalGrid):
         )
 
     def _bury(self, worker: Worker, error: Exception) -> None:
-        """Replaces a dead worker; the client that it was at is tried once more."""
-        message_id, _ = worker.queue[0]
-        task = self._tasks[message_id]
-        task.tries += 1
+        """Replaces a dead worker; the clients that it was at are tried once more."""
+        bundle, _ = worker.queue[0]
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row > TRIES * (len(self._workers) + 1):
-            raise EngineFailed(f"workers die one after the other: {_last_line(error)}")
+            raise EngineFailed(f"workers die one after the other: {last_line(error)}")
         self._replace(worker)
-        if task.tries >= TRIES:
-            del self._waiting[message_id]
-            self._fail(message_id, f"worker died {TRIES} times: {_last_line(error)}")
+        for message_id in bundle:
+            self._tasks[message_id].tries += 1
+            if self._tasks[message_id].tries >= TRIES:
+                del self._waiting[message_id]
+                self._fail(message_id, f"worker died {TRIES} times: {last_line(error)}")
 
     def _replace(self, worker: Worker) -> None:
         """Ends a worker and starts another; what it was given waits again, before the rest."""
         self._ray.kill(worker.actor)
-        again = {i: self._tasks[i] for i, _ in worker.queue if i in self._tasks}
+        given = chain.from_iterable(bundle for bundle, _ in worker.queue)
+        again = {i: self._tasks[i] for i in given if i in self._tasks}
         self._waiting = again | self._waiting
         worker.queue.clear()
         worker.actor = self._start_worker()
@@ -248,7 +285,7 @@ class ResidentGrid(LocalGrid):
         self._finished.pop(message_id, None)
         if self._waiting.pop(message_id, None) is None:
             for worker in self._workers:
-                if any(i == message_id for i, _ in worker.queue):
+                if any(message_id in bundle for bundle, _ in worker.queue):
                     self._replace(worker)
 
 
@@ -273,9 +310,3 @@ def _reply(task: Task, answer: Answer) -> Message:
 def _bytes(record: ArrayRecord) -> int:
     """How large a record's values are, about."""
     return sum(np.dtype(array.dtype).itemsize * prod(array.shape) for array in record.values())
-
-
-def _last_line(error: Exception) -> str:
-    """What happened, in one line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{type(error).__name__}: {lines[-1].strip()}"

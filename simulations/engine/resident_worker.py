@@ -6,7 +6,7 @@ round's global weights.
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from time import perf_counter
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedface.aggregation.screening import InvalidReply
 from simulations.engine.cohort_memory import Place, opened
-from simulations.engine.local_grid import answer, give_identity
+from simulations.engine.local_grid import RAISED, answer, give_identity
 from strategies.held import HeldArray, held_record
 from strategies.records import values_of
 
@@ -77,7 +77,7 @@ class Answer:
         error: The error, or None.
         state: The client's state afterwards.
         update: The update, or None if there is none to be had as one row.
-        seconds: What the client took.
+        seconds: What the client took, and the writing of its update.
     """
 
     records: dict[str, Any] | None
@@ -99,23 +99,36 @@ class ClientWorker:
         self._broadcast: dict[str, dict[str, Tensor]] = {}
         self._matrix: tuple[Place, Tensor | None] | None = None
 
-    def answer(self, work: Work) -> Answer:
-        """Lets the client answer; its update goes into the shared matrix if it can."""
-        records = dict(work.records)
-        wanted = {reference.hex() for reference in work.broadcast.values()}
-        # What a worker holds stays in the object store: no more than this message needs.
+    def answer(self, works: Sequence[Work]) -> list[Answer]:
+        """Lets one client after the other answer; updates go into the shared matrix if they can.
+
+        What fails here fails for the client that it happened to.
+        """
+        wanted = {reference.hex() for work in works for reference in work.broadcast.values()}
+        # What a worker holds stays in the object store: no more than these messages need.
         self._broadcast = {key: v for key, v in self._broadcast.items() if key in wanted}
+        return [self._answered(work) for work in works]
+
+    def _answered(self, work: Work) -> Answer:
+        try:
+            return self._answer(work)
+        except Exception as error:
+            reason = f"worker failed: {last_line(error)}"
+            return Answer(None, Error(RAISED, reason), work.context.state, None, 0.0)
+
+    def _answer(self, work: Work) -> Answer:
+        records = dict(work.records)
         for name, reference in work.broadcast.items():
             records[name] = held_record(self._received(reference))
         message = Message(RecordDict(records), metadata=work.metadata)  # type: ignore[call-overload]
         started = perf_counter()
         reply = answer(self.app, message, work.context)
-        seconds = perf_counter() - started
         if reply.has_error():
+            seconds = perf_counter() - started
             return Answer(None, reply.error, work.context.state, None, seconds)
         content: dict[str, Any] = dict(reply.content)
         update = self._moved(content, work)
-        return Answer(content, None, work.context.state, update, seconds)
+        return Answer(content, None, work.context.state, update, perf_counter() - started)
 
     def _moved(self, content: dict[str, Any], work: Work) -> Update | None:
         """Takes the update out of ``content`` and writes it as one row, if there is one."""
@@ -194,3 +207,9 @@ def write(arrays: Arrays, row: Tensor) -> None:
     for values in arrays.values():
         target[start : start + values.size].reshape(values.shape)[...] = values
         start += values.size
+
+
+def last_line(error: Exception) -> str:
+    """What happened, in one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{type(error).__name__}: {lines[-1].strip()}"

@@ -11,6 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from simulations.engine import resident_worker
 from simulations.engine.resident_grid import ResidentGrid
 from simulations.engine.resident_worker import ClientWorker
 from simulations.engine.workers import EngineFailed
@@ -112,7 +113,7 @@ def test_rows_and_broadcasts_are_used_again_and_nothing_piles_up(monkeypatch) ->
         held = [len(actor.worker._broadcast) for actor in federation.started]
         assert held == [1, 1], "a worker keeps no weights of earlier rounds in the store"
     grid = federation.grid
-    assert not grid._broadcast and not grid._tasks and not grid._waiting and not grid._unanswered
+    assert not grid._known and not grid._tasks and not grid._waiting and not grid._unanswered
 
 
 def test_a_reply_that_is_held_keeps_its_row(monkeypatch) -> None:
@@ -208,6 +209,78 @@ def test_the_slowest_come_first_once_they_are_known(monkeypatch) -> None:
     federation.seen.clear()
     federation.round([0, 1, 2, 3])
     assert [node for node, _ in federation.seen] == [1, 2, 0, 3]
+
+
+def known_to_take(federation: Federation, seconds: float, n: int) -> None:
+    """Lets the grid believe that each of ``n`` clients takes so many seconds."""
+    for node in range(n):
+        federation.grid.costs.add(node, "train", seconds)
+
+
+def bundles(federation: Federation) -> list[list[int]]:
+    """The clients that the workers got at a time."""
+    return [
+        [work.metadata.dst_node_id for work in works]
+        for actor in federation.started
+        for works in actor.given
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.001, [[0, 1, 2, 3], [4, 5], [6], [7]]),
+        (0.04, [[0, 1], [2, 3], [4, 5], [6], [7]]),
+        (0.3, [[node] for node in range(8)]),
+    ],
+)
+def test_small_clients_travel_together_and_ever_fewer(monkeypatch, seconds, expected) -> None:
+    federation = Federation(monkeypatch, n_clients=8, n_workers=1)
+    known_to_take(federation, seconds, 8)
+    replies = federation.round(list(range(8)))
+    assert bundles(federation) == expected
+    assert counts(replies) == dict.fromkeys(range(8), 1)
+    assert [r.content["arrays"]["w"].values[0, 0] for _, r in sorted(replies.items())] == [
+        node + 1 for node in range(8)
+    ]
+
+
+def test_clients_of_unknown_cost_travel_alone(monkeypatch) -> None:
+    federation = Federation(monkeypatch, n_clients=8, n_workers=1)
+    federation.round(list(range(8)))
+    assert bundles(federation) == [[node] for node in range(8)]
+
+
+@pytest.mark.parametrize("killer", [0, 2, 7])
+def test_who_kills_a_worker_in_a_bundle_fails_alone(monkeypatch, killer) -> None:
+    def act(node: int, visit: int) -> None:
+        if node == killer:
+            raise Killed("killed")
+
+    federation = Federation(monkeypatch, act, n_clients=8)
+    known_to_take(federation, 0.001, 8)
+    replies = federation.round(list(range(8)))
+    assert counts(replies) == dict.fromkeys(set(range(8)) - {killer}, 1)
+    assert replies[killer].error.reason.startswith("worker died 2 times: ActorDiedError")
+    assert federation.seen.count((killer, "train")) == 2
+    assert not federation.grid._tasks
+
+
+def test_a_fault_of_the_worker_fails_no_other_client_of_the_bundle(monkeypatch) -> None:
+    federation = Federation(monkeypatch, n_clients=8, n_workers=1)
+    known_to_take(federation, 0.001, 8)
+    writing = resident_worker.write
+
+    def broken(arrays: Any, row: torch.Tensor) -> None:
+        if arrays["b"][0] == 3:
+            raise OSError("no space left")
+        writing(arrays, row)
+
+    monkeypatch.setattr(resident_worker, "write", broken)
+    replies = federation.round(list(range(8)))
+    assert bundles(federation)[0] == [0, 1, 2, 3]
+    assert replies[2].error.reason == "worker failed: OSError: no space left"
+    assert sorted(counts(replies)) == [0, 1, 3, 4, 5, 6, 7]
 
 
 def test_a_client_that_raises_is_named_and_not_tried_again(monkeypatch) -> None:
