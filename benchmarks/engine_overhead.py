@@ -4,7 +4,7 @@
         [--engines resident flower in_process plain_loop memcpy] [--output FILE.json]
 
 The client is trivial: it adds 0.001 to each of the 60 tensors that it gets and sends them back, by
-:func:`strategies.records.to_record` as the product does. The server takes the product's own path:
+:mod:`clients.arrays` as the product's sites do. The server takes the product's own path:
 messages by :func:`strategies.cohorts.exchange`, screening by :func:`strategies.records.to_update`,
 :class:`fedface.aggregation.Mean`. Beside the engines stand a plain loop that sends nothing (for
 each client: copy the weights, add, add to the running mean, in memory reserved before) and a copy
@@ -40,6 +40,8 @@ from measuring import (
 )
 from rich.console import Console
 
+from clients.arrays import to_record as to_reply
+from clients.arrays import to_tensors
 from fedface.aggregation import Mean
 from fedface.aggregation.screening import InvalidReply, ReplyLimits
 from fedface.parameters import Layout
@@ -89,10 +91,9 @@ def trivial_app() -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         """Sends the weights back, a little larger."""
-        received = message.content.array_records[ARRAYS].to_torch_state_dict()
+        received = to_tensors(message.content.array_records[ARRAYS])
         _work(message.content.config_records[CONFIG].get("work-seconds", 0.0))
-        # Naming torch here imports it in workers, without which flwr makes no state dict.
-        arrays = to_record({name: torch.add(value, STEP) for name, value in received.items()})
+        arrays = to_reply({name: torch.add(value, STEP) for name, value in received.items()})
         metrics = MetricRecord({"num-examples": 1, "num-steps": 1, "loss": 0.0})
         return Message(RecordDict({ARRAYS: arrays, METRICS: metrics}), reply_to=message)
 

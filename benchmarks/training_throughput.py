@@ -61,6 +61,9 @@ PFL = (("torch==2.13.0",), ("pfl[pytorch]==0.6.0", "torch==2.13.0"))
 SETTINGS = {"stock": (False, False), "kept": (True, False), "sites": (True, True)}
 """Name -> (whether glibc keeps freed memory, whether images and weights are channels last)."""
 
+OURS = (*MALLOC, "RAY_worker_niceness", "RAY_task_events_report_interval_ms")
+"""What fedface sets for workers of Flower's engine, and who installs Flower does not."""
+
 LEARNING_RATE, BATCH_SIZE, N_IMAGES = 0.05, 32, 128
 
 
@@ -182,7 +185,7 @@ def app(case: Mapping[str, Any]) -> "ClientApp":
     from flwr.app import Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
 
-    from strategies.records import to_record
+    from clients.arrays import to_record, to_tensors
 
     client_app = ClientApp()
 
@@ -196,7 +199,7 @@ def app(case: Mapping[str, Any]) -> "ClientApp":
     def train_client(message: "Message", context: "Context") -> "Message":
         """Trains from the received weights; replies with the update."""
         model, data = prepared_for(case)
-        weights = message.content.array_records["arrays"].to_torch_state_dict()
+        weights = to_tensors(message.content.array_records["arrays"])
         _load(model, weights)
         train(model, data[int(context.node_config["partition-id"])])
         update = {n: value.detach() - weights[n] for n, value in model.named_parameters()}
@@ -221,7 +224,7 @@ def with_engine(case: Mapping[str, Any]) -> dict[str, Any]:
     from strategies.records import to_cohort, to_record, to_update
 
     if not SETTINGS[case["settings"]][0]:
-        for name in MALLOC:
+        for name in OURS:
             ENVIRONMENT.pop(name, None)
     model = network(case["seed"], case["settings"])
     layout, found = Layout.of(model), {"weights": trainable(model)}

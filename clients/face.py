@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from flwr.app import (
-    Array,
     ArrayRecord,
     Context,
     Message,
@@ -14,15 +13,15 @@ from flwr.app import (
     RecordDict,
 )
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
+from clients.arrays import to_record, to_tensors
 from clients.private import SiteAccount
 from clients.state import SiteState
 from fedface import parameters
 from fedface.data.tensors import to_float
 from fedface.heads import AnyHead
-from fedface.npy import to_npy
 from fedface.parameters import Layout
 from fedface.random import stream
 from fedface.training.local import HONEST, Hooks, LocalTraining, train_locally
@@ -199,10 +198,11 @@ class FaceClient:
             ValueError: If they are not those of this backbone: what is missing would else stay as
                 another site of this process left it.
         """
+        records = message.content.array_records
         tensors = {
-            name: torch.from_numpy(array.numpy())
+            name: value
             for record in ("arrays", "buffers")
-            for name, array in message.content.array_records.get(record, ArrayRecord()).items()
+            for name, value in to_tensors(records.get(record, ArrayRecord())).items()
         }
         needed = {slot.name for slot in Layout.of(self.backbone).slots}
         needed |= set(parameters.buffers(self.backbone))
@@ -226,17 +226,6 @@ class FaceClient:
 def round_of(message: Message) -> int:
     """Returns the round that ``message`` belongs to."""
     return int(str(message.content.config_records["config"]["server-round"]))
-
-
-def to_record(tensors: dict[str, Tensor]) -> ArrayRecord:
-    """Returns named tensors as an ArrayRecord."""
-    values = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
-    return ArrayRecord(
-        {
-            name: Array(str(array.dtype), array.shape, "numpy.ndarray", to_npy(array))
-            for name, array in values.items()
-        }
-    )
 
 
 def reply_with(message: Message, **records: ArrayRecord | MetricRecord) -> Message:

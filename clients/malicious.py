@@ -7,7 +7,8 @@ import torch
 from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor
 
-from clients.face import FaceClient, round_of, to_record
+from clients.arrays import to_record
+from clients.face import FaceClient, round_of
 from fedface import parameters
 from fedface.aggregation.global_model import GlobalModel
 from fedface.attacks import AnyAttack
@@ -48,7 +49,11 @@ class MaliciousClient:
             return self.client.train(message, context)
         self.client.receive(message)
         trained, notes = self.attack.train(self.site(message, context))
-        records = {NOTES: to_record(notes)} if notes else {}
+        records = (
+            {NOTES: to_record({name: note.clone() for name, note in notes.items()})}
+            if notes
+            else {}
+        )
         return self.client.reply(message, context, trained, **records)
 
     def evaluate(self, message: Message, context: Context) -> Message:

@@ -22,9 +22,9 @@ from fedface.aggregation.screening import (
     screen,
     shortened,
 )
+from fedface.held import Held
 from fedface.npy import to_npy
 from fedface.parameters import Layout, stacked
-from strategies.held import HeldArray
 
 ARRAYS, BUFFERS, METRICS, CONFIG = "arrays", "buffers", "metrics", "config"
 _NPY_HEADER_BYTES = 4096
@@ -103,7 +103,7 @@ def _to_arrays(field: str, record: object, expected_bytes: Mapping[str, int]) ->
         raise InvalidReply(f"reply needs an ArrayRecord {field!r}, got {type(record).__name__}")
     decoded: dict[str, Values] = {}
     for name, array in record.items():
-        if isinstance(array, HeldArray):
+        if isinstance(array, Held):
             decoded[name] = array.values
             continue
         limit = expected_bytes.get(name)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedface.aggregation.screening import InvalidReply, shortened
+from fedface.held import Held
 from fedface.vertical.channel import Channel
-from strategies.held import HeldArray
 from strategies.records import values_of
 
 EMBED, BACKWARD, SAVE = "train.embed", "train.backward", "train.save"
@@ -152,7 +152,7 @@ def named_values(
 
 def _array(array: Array, name: str, party: str, n_bytes: int) -> NDArray[np.generic]:
     """One array, refused when it is larger than it may be."""
-    if isinstance(array, HeldArray):
+    if isinstance(array, Held):
         return array.values.numpy()
     if len(array.data) > n_bytes + _HEADER_BYTES:
         raise InvalidReply(

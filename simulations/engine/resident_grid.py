@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 
+from clients.arrays import held_record
 from simulations.engine.cohort_memory import CohortMemory, Row
 from simulations.engine.costs import ClientCosts
 from simulations.engine.local_grid import RAISED, LocalGrid, stamped
 from simulations.engine.resident_worker import Answer, Work, last_line, read, total
 from simulations.engine.workers import EngineFailed
-from strategies.held import held_record
 
 WAIT_SECONDS = 0.2
 """The longest that a pull waits for the first reply."""

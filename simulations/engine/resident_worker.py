@@ -20,10 +20,11 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clients.arrays import held_record
 from fedface.aggregation.screening import InvalidReply
+from fedface.held import Held
 from simulations.engine.cohort_memory import Place, opened
 from simulations.engine.local_grid import RAISED, answer, give_identity
-from strategies.held import HeldArray, held_record
 from strategies.records import values_of
 
 Arrays = dict[str, NDArray[Any]]
@@ -190,7 +191,7 @@ def read(array: Array) -> NDArray[Any]:
     Raises:
         InvalidReply: If they are not what the array says.
     """
-    if isinstance(array, HeldArray):
+    if isinstance(array, Held):
         return array.values.numpy()
     values = values_of("array", array)
     if str(values.dtype) != array.dtype or values.shape != tuple(array.shape):

@@ -411,7 +411,9 @@ def test_a_reply_that_breaks_the_judge_stays(tmp_path):
         reply = FACE.train(asked, where)
         record = reply.content.array_records["arrays"]
         name = next(iter(WEIGHTS))
-        record[name].__dict__["data"] = None
+        broken = Array("float32", record[name].shape, "numpy.ndarray", b"")
+        broken.__dict__["data"] = None
+        record[name] = broken
         return reply
 
     reply = gate(tmp_path)(message(1), context(), app)

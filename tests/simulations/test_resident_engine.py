@@ -13,13 +13,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from rich.console import Console
 
+from clients.arrays import HeldArray
 from fedface.config import ConfigError
 from fedface.report.run_folder import RunFolder
 from simulations import app
 from simulations.engine import ResidentEngine
 from simulations.execution import run
 from strategies.cohorts import exchange
-from strategies.held import HeldArray
 from tests.simulations.in_process import in_process
 from tests.simulations.ray_processes import MARK, kill_all, left_after
 from tests.simulations.test_execution import CARRYING, facts, lasting

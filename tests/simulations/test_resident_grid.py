@@ -11,12 +11,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients.arrays import HeldArray
 from simulations.engine import resident_worker
 from simulations.engine.resident_grid import ResidentGrid
 from simulations.engine.resident_worker import ClientWorker
 from simulations.engine.workers import EngineFailed
 from strategies.cohorts import exchange, roll_call
-from strategies.held import HeldArray
 from tests.simulations.fake_ray import Actor, FakeRay, Killed
 
 pytestmark = pytest.mark.usefixtures("flower_identity")

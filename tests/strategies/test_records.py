@@ -8,10 +8,10 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from clients.arrays import HeldArray, held_record
 from fedface.aggregation.screening import ClientUpdate, InvalidReply, ReplyLimits
 from fedface.parameters import Layout
 from fedface.random import stream
-from strategies.held import HeldArray, held_record
 from strategies.records import to_cohort, to_record, to_tensors, to_update
 
 pytestmark = pytest.mark.usefixtures("flower_identity")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from clients.arrays import HeldArray
 from fedface.aggregation.screening import InvalidReply
 from fedface.vertical.channel import Channel
-from strategies.held import HeldArray
 from strategies.vertical_records import (
     BACKWARD,
     EMBED,

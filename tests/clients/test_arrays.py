@@ -7,7 +7,7 @@ import pytest
 import torch
 from flwr.app import Array
 
-from strategies.held import HeldArray, held_record
+from clients.arrays import HeldArray, held_record
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 4), (0, 2)])

@@ -1,24 +1,19 @@
-"""Arrays whose values this process holds already, so that nobody has to read them from bytes.
-
-Engines that share memory with their workers hand updates over in this form. What comes over a
-network is a plain ``Array``, always: a sender cannot choose this type.
-"""
+"""Arrays of messages that stay where they are until somebody asks for bytes."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedface.held import Held
 from fedface.npy import to_npy
 
 
-class HeldArray(Array):
+class HeldArray(Held, Array):
     """An ``Array`` that is made into bytes only when somebody asks for them."""
-
-    values: Tensor
-    owner: object
 
     def __init__(self, values: Tensor, owner: object = None) -> None:
         """Holds ``values`` (on the CPU), and ``owner`` as long as itself."""
@@ -33,8 +28,12 @@ class HeldArray(Array):
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
-        """The values as ``.npy`` bytes."""
-        return to_npy(self.values.numpy())
+        """The values as ``.npy`` bytes, made when they are asked for first."""
+        known = vars(self)
+        if "bytes" not in known:
+            known["bytes"] = to_npy(self.values.numpy())
+        made: bytes = known["bytes"]
+        return made
 
     def numpy(self) -> NDArray[Any]:
         """Returns a copy of the values, as reading them from bytes would."""
@@ -46,7 +45,7 @@ class HeldArray(Array):
 
 
 def held_record(tensors: Mapping[str, Tensor], owner: object = None) -> ArrayRecord:
-    """Returns named tensors as an ArrayRecord that holds them as they are.
+    """Returns named tensors of the CPU as an ArrayRecord that holds them as they are.
 
     (``ArrayRecord(...)`` itself would make plain arrays of them.)
     """
@@ -54,3 +53,16 @@ def held_record(tensors: Mapping[str, Tensor], owner: object = None) -> ArrayRec
     for name, values in tensors.items():
         record[name] = HeldArray(values, owner)
     return record
+
+
+def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Returns named tensors as an ArrayRecord; nobody may change them afterwards."""
+    return held_record({name: value.detach().cpu() for name, value in tensors.items()})
+
+
+def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    """Returns an ArrayRecord's tensors, without a copy where they are held: nobody writes there."""
+    return {
+        name: array.values if isinstance(array, Held) else torch.from_numpy(array.numpy())
+        for name, array in record.items()
+    }
