@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedface.aggregation.cohort import Cohort
-from fedface.aggregation.distances import cosines
+from fedface.aggregation.distances import cosines, gram
 from fedface.aggregation.fragments import fragment_layers
 from fedface.aggregation.memory import unit_residuals
 from fedface.aggregation.shared_direction import SharedDirection, Sharing
@@ -62,7 +62,7 @@ class Sharer:
         memory = self.residuals.setdefault(key, {})
         for client, row in zip(clients, new, strict=True):
             memory[client] = key[1] * memory[client] + row if client in memory else row
-        return cosines(torch.stack([memory[client] for client in clients]))
+        return cosines(gram(torch.stack([memory[client] for client in clients]), exact=False))
 
 
 def unit_pieces(cohort: Cohort, unit: str) -> Tensor:

@@ -47,7 +47,7 @@ from fedface.aggregation.cohort import Aggregation, Aggregator, Cohort, State
 from fedface.aggregation.distances import cosines, update_norms
 from fedface.aggregation.fragments import FragmentLayer, cut, fragment_layers
 from fedface.aggregation.magnitude import excess_length, explained_length
-from fedface.aggregation.memory import RESIDUALS, SHUT_OUT, add_residuals, remember, rows_of
+from fedface.aggregation.memory import SHUT_OUT, add_residuals, remember, rows_of
 from fedface.aggregation.on_device import chosen_device
 from fedface.aggregation.outlier_fragments import Detector
 from fedface.aggregation.probe import Probe
@@ -181,9 +181,9 @@ class Ariba(Aggregator):
         """
         if self.sharing is None:
             raise ValueError("shut_out needs sharing, got null")
-        state = add_residuals(state, cohort, self.sharing.decay, norms)
+        state, products = add_residuals(state, cohort, self.sharing.decay, norms)
         rows = rows_of(state, cohort)
-        scores, found = self.sharing.judge(cosines(state[RESIDUALS], rows), state[SHUT_OUT][rows])
+        scores, found = self.sharing.judge(cosines(products), state[SHUT_OUT][rows])
         shut_out = state[SHUT_OUT].clone()
         shut_out[rows] = found
         return {**state, SHUT_OUT: shut_out}, scores, found

@@ -58,17 +58,15 @@ def gram(
     return sum_by_columns(products, (n, dim), (n, n), block)
 
 
-def cosines(rows: Tensor, chosen: Tensor | None = None) -> Tensor:
-    """Returns the cosines between the rows, to six digits; zero where one has no length.
+def cosines(products: Tensor) -> Tensor:
+    """Returns the cosines between rows; zero where one has no length.
 
     Args:
-        rows: ``(n, dim)``, or more rows than the ``chosen`` ones.
-        chosen: ``(n,)`` int64, which rows count; None for all.
+        products: ``(n, n)`` float64, the inner products between the rows.
 
     Returns:
         ``(n, n)`` float64, symmetric.
     """
-    products = gram(rows, chosen=chosen, exact=False)
     norms = products.diagonal().sqrt().clamp_min(LEAST_LENGTH)
     return products / norms.outer(norms)
 

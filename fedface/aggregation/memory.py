@@ -15,9 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedface.aggregation.blocks import Scratch, by_columns, remembered
+from fedface.aggregation.blocks import (
+    Scratch,
+    by_columns,
+    inner_products,
+    remembered,
+    sum_by_columns,
+)
 from fedface.aggregation.cohort import Cohort, State
-from fedface.aggregation.distances import update_norms
+from fedface.aggregation.distances import gram, update_norms
+from fedface.aggregation.on_device import chosen_device
 
 IDS = "clients/ids"
 SEEN = "clients/rounds_seen"
@@ -96,10 +103,10 @@ def unit_residuals(updates: Tensor) -> Tensor:
 
 def add_residuals(
     state: State, cohort: Cohort, decay: float = 1.0, norms: Tensor | None = None
-) -> State:
-    """Returns ``state`` with this cohort's residuals added to ``clients/residuals``.
+) -> tuple[State, Tensor]:
+    """Returns ``state`` with this cohort's residuals added, and the sums' inner products.
 
-    Rows of absent clients stay.
+    The sums are ``clients/residuals``; rows of absent clients stay.
 
     The tensor is ``(n_known, dim)`` float32: as large as a cohort of all clients ever seen. Each
     round writes a new one, in one pass over the old one and the updates.
@@ -109,6 +116,10 @@ def add_residuals(
         cohort: This round's.
         decay: What is left of what a client's row held before.
         norms: The updates' ``update_norms``, where they are known.
+
+    Returns:
+        The new state, and ``(n_clients, n_clients)`` float64 between the cohort's rows: six digits
+        of what their lengths allow (``gram(exact=False)``), had while the rows are at hand.
 
     Raises:
         ValueError: If the remembered residuals are of another model.
@@ -121,22 +132,29 @@ def add_residuals(
     absent = sorted({*range(n_known)} - {*rows})
     summed = remembered((n_known, dim))
 
-    def add(columns: slice) -> None:
-        new = summed[:, columns]
+    here, past = chosen_device() is None, Scratch()
+
+    def add(columns: slice) -> NDArray[np.float32]:
+        new, sums = summed[:, columns], residuals(columns)
         if before is None:
             new[absent] = 0
         else:
-            np.multiply(before[:, columns], np.float32(decay), out=new)
+            faded = past.array("faded", sums.shape, np.float32)
+            for kept, row in zip(faded, rows, strict=True):
+                np.multiply(before[row, columns], np.float32(decay), out=kept)
+            sums += faded
             for row in absent:
                 np.copyto(new[row], before[row, columns])
-        for row, residual in zip(rows, residuals(columns), strict=True):
-            if before is None:
-                np.copyto(new[row], residual)
-            else:
-                new[row] += residual
+        for row, kept in zip(rows, sums, strict=True):
+            np.copyto(new[row], kept)
+        return inner_products(sums) if here else nothing
 
-    by_columns(add, (n_known, dim))
-    return {**state, RESIDUALS: torch.from_numpy(summed)}
+    nothing = np.zeros((len(rows), len(rows)), np.float32)
+    products = sum_by_columns(add, (n_known, dim), nothing.shape)
+    sums = torch.from_numpy(summed)
+    if not here:
+        products = gram(sums, chosen=torch.tensor(rows), exact=False)
+    return {**state, RESIDUALS: sums}, products
 
 
 def _residuals_of(

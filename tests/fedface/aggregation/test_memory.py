@@ -10,6 +10,7 @@ from fedface.aggregation.memory import (
     SHUT_OUT,
     add_residuals,
     remember,
+    rows_of,
     unit_residuals,
 )
 from tests.fedface.aggregation.properties import make_cohort, random_updates
@@ -33,7 +34,10 @@ def step(state, ids, updates, counts=None, pruned=()):
     )
     mask = torch.tensor([i in pruned for i in ids])
     cohort = make_cohort(updates, client_ids=tuple(ids))
-    return add_residuals(remember(state, cohort, counts, mask), cohort)
+    later, products = add_residuals(remember(state, cohort, counts, mask), cohort)
+    rows = later[RESIDUALS][rows_of(later, cohort)].double()
+    torch.testing.assert_close(products, rows @ rows.T, atol=1e-5, rtol=1e-5)
+    return later
 
 
 def test_memory_adds_up_per_client_whoever_comes():
@@ -73,7 +77,7 @@ def test_residuals_are_unit_updates_without_the_mean():
 def test_earlier_residuals_fade_for_those_who_come(decay):
     first, second = random_updates(3, 6, seed=1), random_updates(3, 6, seed=2)
     state = step({}, (0, 1, 2), first)
-    later = add_residuals(
+    later, _ = add_residuals(
         remember(state, *nothing(second, (0, 1, 4))), cohort_of(second, (0, 1, 4)), decay
     )
     expected = decay * unit_residuals(first)[:2] + unit_residuals(second)[:2]
