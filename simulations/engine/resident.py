@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid
 
+_inherited: dict[str, str] = {}
+"""The environment that this process started Ray with, while it runs: its workers have it already.
+One that they would have to be given starts them anew, and an agent of Ray's beside them."""
+
 _FIELDS = ("engine.client_resources.num_cpus", "engine.client_resources.num_gpus")
 
 
@@ -88,15 +92,18 @@ class ResidentEngine(Config):
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Keeps Ray running inside: several runs need not start it anew each."""
-        prepare_environment()
+        environment = prepare_environment()
         ray: Any = import_module("ray")
         if ray.is_initialized():
             yield
             return
         ray.init(**self._init_arguments())
+        if self.address is None:
+            _inherited.update(environment)
         try:
             yield
         finally:
+            _inherited.clear()
             ray.shutdown()
 
     def _run(
@@ -117,11 +124,10 @@ class ResidentEngine(Config):
             self.max_workers,
             _FIELDS,
         )
-        actor = ray.remote(ClientWorker).options(
-            num_cpus=resources.num_cpus,
-            num_gpus=gpus,
-            runtime_env={"env_vars": prepare_environment()},
-        )
+        options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": gpus}
+        if (environment := prepare_environment()) != _inherited:
+            options["runtime_env"] = {"env_vars": environment}
+        actor = ray.remote(ClientWorker).options(**options)
         app, folder = ray.put(client_app), str(Path.cwd())
         n_workers = min(n_workers, n_clients)
         grid = ResidentGrid(ray, lambda: actor.remote(app, folder), n_workers, n_clients)

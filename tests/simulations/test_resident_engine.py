@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 import ray
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from rich.console import Console
@@ -18,6 +18,7 @@ from fedface.config import ConfigError
 from fedface.report.run_folder import RunFolder
 from simulations import app
 from simulations.engine import ResidentEngine
+from simulations.engine.workers import ENVIRONMENT
 from simulations.execution import run
 from strategies.cohorts import exchange
 from tests.simulations.in_process import in_process
@@ -104,6 +105,40 @@ def test_workers_stay_and_write_where_the_server_reads(monkeypatch: pytest.Monke
         assert found["held"] and found["sums"] == {n: n + 1.0 for n in range(6)}
         assert left_after(mark, 20) == []
     finally:
+        kill_all(mark)
+
+
+@slow
+@pytest.mark.parametrize("started", ["by the engine", "before"])
+def test_workers_have_the_allocator_settings_from_their_start(
+    monkeypatch: pytest.MonkeyPatch, started: str
+) -> None:
+    mark = uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    found: dict[str, str] = {}
+    client_app = ClientApp()
+
+    @client_app.train()
+    def train(message: Message, context: Context) -> Message:
+        lines = Path("/proc/self/environ").read_bytes().decode().split("\0")
+        first = dict(line.partition("=")[::2] for line in lines)
+        known = {name: first.get(name, "") for name in ENVIRONMENT}
+        return Message(RecordDict({"environment": ConfigRecord(known)}), reply_to=message)
+
+    def server(grid: Grid) -> None:
+        (reply,) = exchange(grid, {0: Message(RecordDict(), 0, "train")}, 120).values()
+        found.update({name: str(v) for name, v in reply.content["environment"].items()})
+
+    try:
+        if started == "before":
+            ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        ResidentEngine(num_cpus=1).run(server, client_app, 1)
+        inherited = ("OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+        assert {name: found[name] for name in inherited} == {n: ENVIRONMENT[n] for n in inherited}
+    finally:
+        ray.shutdown()
         kill_all(mark)
 
 
