@@ -11,13 +11,15 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from ray._private.state import actors
+from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from clients.arrays import HeldArray
 from fedface.config import ConfigError
 from fedface.report.run_folder import RunFolder
 from simulations import app
-from simulations.engine import ResidentEngine
+from simulations.engine import ResidentEngine, cohort_memory
 from simulations.engine.workers import ENVIRONMENT
 from simulations.execution import run
 from strategies.cohorts import exchange
@@ -191,6 +193,40 @@ def test_a_killed_worker_costs_at_most_its_client(tmp_path: Path, n_deaths: int)
     assert first == (set() if n_deaths == 1 else {1}) and second == set()
     assert means[1] == {n: n + 1.0 for n in range(5)}
     assert means[0] == {n: m for n, m in means[1].items() if n not in first}
+
+
+@slow
+@pytest.mark.parametrize("reachable", [True, False])
+def test_it_joins_a_cluster_and_works_on_all_its_nodes(
+    monkeypatch: pytest.MonkeyPatch, reachable: bool
+) -> None:
+    """Two Ray nodes on this machine; updates of one that shares no memory come with the answer."""
+    mark = uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    if not reachable:
+        monkeypatch.setattr(cohort_memory, "_inode", lambda file: (0, 0))
+    found: dict[str, object] = {}
+
+    def server(grid: Grid) -> None:
+        (answers,) = rounds(grid, 6)
+        found["means"] = {
+            n: float(r.content["arrays"]["w"].numpy().mean()) for n, r in answers.items()
+        }
+        found["nodes"] = {a["NodeID"] for a in list_actors()}
+
+    def list_actors() -> list[dict[str, str]]:
+        alive = [a for a in actors().values() if a["State"] == "ALIVE"]
+        return [a["Address"] for a in alive]
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        ResidentEngine(address=cluster.address).run(server, telling_app(), 6)
+        assert found["means"] == {n: n + 1.0 for n in range(6)}
+        assert len(found["nodes"]) == 2  # type: ignore[arg-type]
+    finally:
+        cluster.shutdown()
+        kill_all(mark)
 
 
 @slow
