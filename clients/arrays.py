@@ -1,6 +1,12 @@
-"""Arrays of messages that stay where they are until somebody asks for bytes."""
+"""Arrays of replies: bytes, or the values themselves where an engine takes them from this process.
 
-from collections.abc import Mapping
+Flower names an object's class when it sends it to a real server, which knows its own classes only:
+so values are held where an engine says so (:func:`holding`), and nowhere else.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -10,6 +16,18 @@ from torch import Tensor
 
 from fedface.held import Held
 from fedface.npy import to_npy
+
+_holding = ContextVar("holding", default=False)
+
+
+@contextmanager
+def holding() -> Iterator[None]:
+    """Lets :func:`to_record` hold values inside: for engines that take them out of the reply."""
+    token = _holding.set(True)
+    try:
+        yield
+    finally:
+        _holding.reset(token)
 
 
 class HeldArray(Held, Array):
@@ -57,7 +75,16 @@ def held_record(tensors: Mapping[str, Tensor], owner: object = None) -> ArrayRec
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Returns named tensors as an ArrayRecord; nobody may change them afterwards."""
-    return held_record({name: value.detach().cpu() for name, value in tensors.items()})
+    values = {name: value.detach().cpu() for name, value in tensors.items()}
+    if _holding.get():
+        return held_record(values)
+    arrays = {name: value.numpy() for name, value in values.items()}
+    return ArrayRecord(
+        {
+            name: Array(str(array.dtype), array.shape, "numpy.ndarray", to_npy(array))
+            for name, array in arrays.items()
+        }
+    )
 
 
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:

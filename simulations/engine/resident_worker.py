@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clients.arrays import held_record
+from clients.arrays import held_record, holding
 from fedface.aggregation.screening import InvalidReply
 from fedface.held import Held
 from simulations.engine.cohort_memory import Place, opened
@@ -123,7 +123,8 @@ class ClientWorker:
             records[name] = held_record(self._received(reference))
         message = Message(RecordDict(records), metadata=work.metadata)  # type: ignore[call-overload]
         started = perf_counter()
-        reply = answer(self.app, message, work.context)
+        with holding():
+            reply = answer(self.app, message, work.context)
         if reply.has_error():
             seconds = perf_counter() - started
             return Answer(None, reply.error, work.context.state, None, seconds)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from flwr.app import Array
 
-from clients.arrays import HeldArray, held_record
+from clients.arrays import HeldArray, held_record, holding, to_record, to_tensors
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 4), (0, 2)])
@@ -40,3 +40,24 @@ def test_a_record_of_them_holds_the_tensors_and_whoever_owns_them() -> None:
     values, owner = torch.zeros(2, 3), object()
     array = held_record({"a": values}, owner)["a"]
     assert isinstance(array, HeldArray) and array.values is values and array.owner is owner
+
+
+def test_a_reply_holds_its_values_only_where_an_engine_says_so() -> None:
+    """A real server knows no class but Flower's: the very type of what is sent matters."""
+    tensors = {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}
+    plain = to_record(tensors)
+    with holding():
+        held = to_record(tensors)
+    assert {type(array) for array in plain.values()} == {Array}
+    assert {type(array) for array in held.values()} == {HeldArray}
+    assert {type(array) for array in to_record(tensors).values()} == {Array}
+    for name, value in tensors.items():
+        assert held[name].data == plain[name].data
+        assert to_tensors(held)[name].data_ptr() == value.data_ptr()
+        assert torch.equal(to_tensors(plain)[name], value)
+
+
+def test_an_engine_that_fails_holds_nothing_afterwards() -> None:
+    with pytest.raises(RuntimeError), holding():
+        raise RuntimeError
+    assert type(to_record({"w": torch.ones(2)})["w"]) is Array
