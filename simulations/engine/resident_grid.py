@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, Error, Message, RecordDict
 
 from clients.arrays import held_record
 from simulations.engine.cohort_memory import CohortMemory, Row
-from simulations.engine.costs import ClientCosts
+from simulations.engine.costs import ClientCosts, bundle_size
 from simulations.engine.local_grid import RAISED, LocalGrid, stamped
 from simulations.engine.resident_worker import Answer, Work, last_line, read, total
 from simulations.engine.workers import EngineFailed
@@ -28,10 +28,6 @@ BROADCAST_FROM = 1 << 16
 
 TRIES = 2
 """How often a client is tried whose worker dies."""
-
-BUNDLE_SECONDS = 0.1
-"""Clients that take less than this, together too, travel as one bundle: giving a worker something
-costs Ray milliseconds."""
 
 
 @dataclass
@@ -186,19 +182,10 @@ class ResidentGrid(LocalGrid):
             worker.queue.append((bundle, worker.actor.answer.remote(works)))
 
     def _bundle(self) -> tuple[str, ...]:
-        """What one worker gets next: the slowest client, or small ones that fit together.
-
-        Bundles shrink with what is left, so that all workers end at about the same time.
-        """
-        most = max(1, len(self._waiting) // (2 * len(self._workers)))
-        bundle: list[str] = []
-        seconds = 0.0
-        for message_id, task in islice(self._waiting.items(), most):
-            seconds += inf if task.tries else self._expected(task)
-            if bundle and seconds > BUNDLE_SECONDS:
-                break
-            bundle.append(message_id)
-        return tuple(bundle)
+        """What one worker gets next; who is tried once more travels alone."""
+        waiting = self._waiting.values()
+        seconds = (inf if task.tries else self._expected(task) for task in waiting)
+        return tuple(islice(self._waiting, bundle_size(seconds, len(waiting), len(self._workers))))
 
     def _expected(self, task: Task) -> float:
         metadata = task.message.metadata

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulations.engine.costs import ClientCosts, makespan
+from simulations.engine.costs import BUNDLE_SECONDS, ClientCosts, bundle_size, makespan
 
 
 def test_estimates_follow_the_measurements_by_halves() -> None:
@@ -40,3 +40,26 @@ def test_one_worker_does_all_and_many_do_the_longest() -> None:
     assert makespan([3.0, 1.0, 2.0], 9) == 3.0
     # 5 4 3 3 3 on two: 5+3, 4+3+3 by the rule; 9 would be best.
     assert makespan([3.0, 5.0, 3.0, 4.0, 3.0], 2) == pytest.approx(10.0)
+
+
+@given(st.lists(st.floats(1e-4, 1.0) | st.just(inf), min_size=1, max_size=60), st.integers(1, 8))
+def test_bundles_hold_everybody_once_and_little_at_a_time(
+    seconds: list[float], n_workers: int
+) -> None:
+    left, sizes = sorted(seconds, reverse=True), []
+    while left:
+        size = bundle_size(left, len(left), n_workers)
+        assert 1 <= size <= max(1, len(left) // (2 * n_workers))
+        assert size == 1 or sum(left[:size]) <= BUNDLE_SECONDS
+        sizes.append(size)
+        left = left[size:]
+    assert sum(sizes) == len(seconds)
+    assert all(size == 1 for size in sizes[-n_workers:]), "the last ones are spread"
+
+
+def test_small_clients_take_far_fewer_calls() -> None:
+    left, n_calls = 1000, 0
+    while left:
+        left -= bundle_size([1e-4] * left, left, 2)
+        n_calls += 1
+    assert n_calls < 40
