@@ -17,7 +17,7 @@ ENVIRONMENT = {
     # Ray starts workers at the lowest priority but four; here they do the work.
     "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
-    # Ray would note every call for its dashboard: 25 KB a round that are never given back.
+    # Ray would note every call for its dashboard, and memory would grow from round to round.
     "RAY_task_events_report_interval_ms": "0",
     "OMP_NUM_THREADS": "1",
     # glibc gives freed activations back to the kernel at each step; the page faults slow small
