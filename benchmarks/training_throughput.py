@@ -11,8 +11,9 @@ each; where a simulator can use the cores in several ways (pfl, plain loop: thre
 all are measured and the best counts.
 
 Each is measured as its users find it (``stock``: images and weights contiguous, glibc's own
-allocator, Flower's workers at Ray's low priority and noted by it), with glibc keeping freed memory (``kept``: the engines of fedface do that to their
-workers), and with channels last too, as fedface's sites train (``sites``).
+allocator, Flower's workers at Ray's low priority and noted by it), with glibc keeping freed memory
+(``kept``: the engines of fedface do that to their workers), and with channels last too, as
+fedface's sites train (``sites``).
 
 This file is also what pfl's interpreter runs, which has neither fedface nor Flower: they are
 imported where they are needed.
